@@ -1,0 +1,111 @@
+# Every target sets up what it needs, is safe to repeat, and does nothing that is already done.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TARGETS := setup run test bench check sanitize soak clean
+
+PACKAGES := collectives transports parallel kernels
+NATIVE_SOURCES := $(shell find $(PACKAGES) -name '*.cpp' -o -name '*.hpp' -o -name CMakeLists.txt)
+PACKAGE_ROOTS := $(wildcard $(PACKAGES:%=%/__init__.py))
+IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
+
+TRAIN_STEPS ?= 200
+TRAIN_ARGS ?=
+TEST_ARGS ?=
+BENCH_ARGS ?=
+SOAK_ARGS ?=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help $(TARGETS)
+
+help:
+	@echo "make setup     virtual environment in $(VENV), dependencies, native code"
+	@echo "make run       train a small GPT on four ranks, and check it"
+	@echo "make test      every test (TEST_ARGS='-k ring' selects)"
+	@echo "make bench     benchmarks on 2 and 4 ranks (BENCH_ARGS='--max-bytes 1M')"
+	@echo "make check     ruff, mypy --strict, clang-format"
+	@echo "make sanitize  native code under the address, undefined-behaviour and thread sanitizers"
+	@echo "make soak      the property tests with thousands of examples"
+	@echo "make clean     remove everything that was built"
+
+.DEFAULT:
+	$(error there is no target '$@'; the targets are: $(TARGETS))
+
+# What the machine lacks, as one line; empty when nothing is missing.
+missing = $(strip $(shell \
+    if ! command -v $(PYTHON) >/dev/null 2>&1; then \
+        echo 'Python 3.11 or newer is missing ($(PYTHON) was not found): apt-get install python3 python3-venv python3-dev'; \
+    elif ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+        echo "Python 3.11 or newer is needed and $(PYTHON) is `$(PYTHON) --version 2>&1`: install a newer one and name it, as in 'make PYTHON=python3.12 setup'"; \
+    elif ! $(PYTHON) -c 'import ensurepip, venv' >/dev/null 2>&1; then \
+        echo 'the Python modules venv and ensurepip are missing: apt-get install python3-venv'; \
+    elif ! command -v $(firstword $(CXX)) >/dev/null 2>&1; then \
+        echo 'a C++20 compiler is missing ($(CXX) was not found): apt-get install g++'; \
+    elif ! test -f "`$(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))'`/Python.h"; then \
+        echo 'the headers of Python (Python.h) are missing: apt-get install python3-dev'; \
+    fi))
+
+setup: $(VENV)/.installed $(VENV)/.mpich
+
+$(VENV)/.installed: pyproject.toml CMakeLists.txt $(NATIVE_SOURCES) $(PACKAGE_ROOTS)
+	$(if $(missing),$(error $(missing)))
+	@echo "setting up $(VENV) (the first time takes a minute or two)"
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'], sep='\n')" \
+	    | xargs -d '\n' $(BIN)/python -m pip install -qq --disable-pip-version-check cmake ninja
+	@CXX="$(CXX)" $(BIN)/python -m pip install -qq --disable-pip-version-check --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+# Open MPI and MPICH both bring a program named mpirun, so MPICH gets a prefix of its own. It is optional.
+$(VENV)/.mpich: | $(VENV)/.installed
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --ignore-installed --prefix $(VENV)/mpich mpich \
+	    || echo "MPICH could not be installed: what needs it is skipped ('rm $@' and 'make setup' try again)"
+	@touch $@
+
+run: setup
+	@mkdir -p build
+	@$(IN_VENV) $(BIN)/python -m parallel train --layout dp4 --data stdlib --steps $(TRAIN_STEPS) --compare-steps 20 --generate 300 \
+	    --plot build/training.png --report build/report.json $(TRAIN_ARGS)
+
+test: setup
+	@$(IN_VENV) $(BIN)/python -m pytest $(TEST_ARGS)
+
+OPEN_MPI := OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 $(BIN)/mpirun --oversubscribe
+MPICH := MPI4PY_MPIABI=mpich LD_LIBRARY_PATH="$(CURDIR)/$(VENV)/mpich/lib" $(VENV)/mpich/bin/mpiexec
+
+bench: setup
+	@set -e; for ranks in 2 4; do \
+	    $(IN_VENV) $(OPEN_MPI) -n $$ranks $(BIN)/python -m bench $(BENCH_ARGS); \
+	    if test -x $(VENV)/mpich/bin/mpiexec; then $(IN_VENV) $(MPICH) -n $$ranks $(BIN)/python -m bench $(BENCH_ARGS); fi; \
+	done
+
+check: setup
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/ruff format --check --quiet || { $(BIN)/ruff format --check; exit 1; }
+	@$(BIN)/mypy --strict
+	@$(BIN)/clang-format --dry-run -Werror $(filter %.cpp %.hpp,$(NATIVE_SOURCES))
+
+SANITIZERS := address,undefined thread
+# The thread sanitizer cannot map its shadow where addresses are randomised over many bits.
+FIXED_ADDRESSES := $(shell setarch `uname -m` -R true 2>/dev/null && echo "setarch `uname -m` -R")
+
+sanitize: setup
+	@set -e; for sanitizer in $(SANITIZERS); do \
+	    build=build/sanitize-$${sanitizer%%,*}; \
+	    $(IN_VENV) CXX="$(CXX)" $(BIN)/cmake -S . -B $$build -G Ninja --log-level=WARNING -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	        -DCOLLECTIVES_PYTHON_MODULES=OFF -DCOLLECTIVES_SELF_TESTS=ON -DCOLLECTIVES_SANITIZE=$$sanitizer >/dev/null; \
+	    $(IN_VENV) $(BIN)/cmake --build $$build -- --quiet; \
+	    for program in $$build/self_tests/*; do \
+	        echo "$$program under $$sanitizer"; \
+	        UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 $(FIXED_ADDRESSES) $$program; \
+	    done; \
+	done
+
+soak: setup
+	@$(IN_VENV) $(BIN)/python -m pytest --hypothesis-profile=soak --timeout=3600 -m 'not mpi' tests/kernels tests/collectives $(SOAK_ARGS)
+
+clean:
+	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find $(PACKAGES) bench tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,89 @@
+"""The command line: `python -m collectives run | list | show | verify`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import kernels
+from collectives.algorithms import find, registered
+from collectives.errors import ScheduleError
+from collectives.spec import COLLECTIVES
+from collectives.verify import verify_algorithm
+from transports.connect import available
+from transports.launch_command import add_run_command
+
+
+def _list(_: argparse.Namespace) -> int:
+    rows = [(entry.collective, entry.name, entry.summary) for entry in registered()]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    print("collective".ljust(widths[0]), "algorithm".ljust(widths[1]), "how", sep="  ")
+    for collective, name, summary in rows:
+        print(collective.ljust(widths[0]), name.ljust(widths[1]), summary, sep="  ")
+    print("\ntransports")
+    for name, serves, reason in available():
+        print(f"  {name:9} {'yes' if serves else 'no ':3}  {reason}")
+    print(f"\nkernels: {kernels.backend()}")
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    names = [entry.name for entry in registered(arguments.collective)]
+    if arguments.collective not in COLLECTIVES:
+        find(arguments.collective, "")
+    for name in [arguments.algorithm] if arguments.algorithm else names:
+        print(find(arguments.collective, name).schedule(arguments.ranks, arguments.root), end="\n\n")
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    failed = 0
+    for entry in registered(arguments.collective):
+        for size in range(1, arguments.ranks + 1):
+            try:
+                proof = verify_algorithm(entry, size)
+            except ScheduleError as error:
+                failed += 1
+                print(f"{entry.collective} by {entry.name}, {size} ranks: {error}", file=sys.stderr)
+                break
+        else:
+            print(
+                f"{entry.collective:15} {entry.name:14} proved for 1 to {arguments.ranks} ranks; "
+                f"at {arguments.ranks}: {proof.steps} steps, {proof.messages} messages"
+            )
+    return 1 if failed else 0
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number}: expected at least 1")
+    return number
+
+
+def main() -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m collectives", description="Collective communication between ranks.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    add_run_command(commands)
+    listing = commands.add_parser("list", help="the algorithms, transports and kernels that are here")
+    listing.set_defaults(run=_list)
+    show = commands.add_parser("show", help="print a schedule as a table")
+    show.add_argument("collective")
+    show.add_argument("algorithm", nargs="?", help="by default all of the collective")
+    show.add_argument("-n", "--ranks", type=_positive, default=4)
+    show.add_argument("--root", type=int, default=0)
+    show.set_defaults(run=_show)
+    check = commands.add_parser("verify", help="prove the schedules for every number of ranks")
+    check.add_argument("collective", nargs="?", choices=list(COLLECTIVES), help="by default all")
+    check.add_argument("-n", "--ranks", type=_positive, default=17, help="the largest number of ranks (default: 17)")
+    check.set_defaults(run=_verify)
+    arguments = parser.parse_args()
+    try:
+        return int(arguments.run(arguments))
+    except ValueError as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

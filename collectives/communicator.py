@@ -1,0 +1,447 @@
+"""`Communicator`: the collectives as methods, on the arrays that a user has."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from itertools import accumulate
+from types import MappingProxyType, TracebackType
+from typing import Any, Final, Literal, Self, TypeVar, overload
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+import kernels
+from collectives.algorithms import find
+from collectives.arrays import Array, Operand, check_apart, output_for
+from collectives.calls import Call
+from collectives.engine import Execution
+from collectives.job import Job
+from collectives.plan import Plan, compile_plan
+from collectives.schedule import Ref, Schedule, recv, send
+from collectives.select import choose
+from collectives.spec import COLLECTIVES
+from collectives.stats import Stats, frozen
+from collectives.work import Work
+from kernels import PremultipliedSum, ReduceOp
+from transports.base import Ledger
+from transports.errors import Failure
+
+X = TypeVar("X")
+Op = ReduceOp | PremultipliedSum
+
+_POINT_TO_POINT: Final = 1 << 31
+"""Added to a communicator's context: its messages of send and recv, with the tag in place of the sequence number."""
+
+
+class Communicator:
+    """A group of ranks that call collectives together; made by `collectives.init`, `split` and `dup`.
+
+    Every collective must be called by all ranks of the communicator, in the same order, with the same dtype, count, op and
+    root; a call that differs raises CollectiveMismatch on every rank. Results have the same bits on all ranks. Any call
+    raises PeerLost, CollectiveTimeout or CollectiveMismatch when the job has failed, with the original cause; TypeError or
+    ValueError for wrong arguments, before anything is sent. With `async_op=True` a call returns a `Work` at once.
+
+    Arrays are numpy arrays, or anything with the buffer protocol or `__dlpack__` on the CPU, of any shape and stride.
+    """
+
+    def __init__(self, job: Job, members: Sequence[int], context: int, timeout: float) -> None:
+        self.rank: Final = members.index(job.transport.rank)
+        self.size: Final = len(members)
+        self.timeout = timeout
+        """Seconds after which a call raises CollectiveTimeout."""
+        self._job, self._members, self._context = job, tuple(members), context
+        self._sequence = 0
+        self._ledgers: dict[str, Ledger] = defaultdict(Ledger)
+        self._calls: dict[str, int] = defaultdict(int)
+        self._waited: dict[str, float] = defaultdict(float)
+        self._closed = False
+
+    # Collectives
+
+    @overload
+    def all_reduce(self, x: X, op: Op = ..., *, async_op: Literal[False] = ...) -> X: ...
+    @overload
+    def all_reduce(self, x: X, op: Op = ..., *, async_op: Literal[True]) -> Work[X]: ...
+    def all_reduce(self, x: X, op: Op = ReduceOp.SUM, *, async_op: bool = False) -> X | Work[X]:
+        """Reduce `x` over all ranks, in place; returns `x`."""
+        array = Operand(x, "x", writable=True)
+        counts = (array.flat.size,)
+        return self._collective("all_reduce", array, array, counts, counts, x, op=op, async_op=async_op)
+
+    def all_gather(self, x: object, out: object | None = None, *, async_op: bool = False) -> Any:
+        """Gather `x` of all ranks; returns `out`, by default a new array of shape (size, *x.shape)."""
+        array = Operand(x, "x")
+        target = output_for(out, (self.size, *array.array.shape), array.array, "all_gather")
+        counts = (array.flat.size,)
+        return self._collective("all_gather", array, target, counts, counts * self.size, _result(out, target), async_op=async_op)
+
+    def reduce_scatter(self, x: object, out: object | None = None, op: Op = ReduceOp.SUM, *, async_op: bool = False) -> Any:
+        """Reduce `x` over all ranks and keep block `rank` of its first dimension; returns `out`.
+
+        The first dimension (or, failing that, the element count, for a flat result) must be a multiple of the size; see
+        `reduce_scatter_v` for uneven blocks.
+        """
+        array = Operand(x, "x")
+        target = output_for(out, self._block_shape(array.array, "reduce_scatter"), array.array, "reduce_scatter")
+        counts = (target.flat.size,)
+        return self._collective(
+            "reduce_scatter", array, target, counts * self.size, counts, _result(out, target), op=op, async_op=async_op
+        )
+
+    def broadcast(self, x: X, root: int = 0, *, async_op: bool = False) -> Any:
+        """Copy the root's `x` into `x` on all other ranks; returns `x`."""
+        self._check_root(root)
+        array = Operand(x, "x", writable=self.rank != root)
+        counts = (array.flat.size,)
+        inputs = counts if self.rank == root else ()
+        return self._collective("broadcast", array, array, inputs, counts, x, root=root, async_op=async_op)
+
+    def reduce(
+        self, x: object, root: int = 0, op: Op = ReduceOp.SUM, out: object | None = None, *, async_op: bool = False
+    ) -> Any:
+        """Reduce `x` over all ranks to the root; returns `out` (by default a new array) there and None elsewhere."""
+        self._check_root(root)
+        array = Operand(x, "x")
+        target = output_for(out, array.array.shape, array.array, "reduce") if self.rank == root else _nothing(array)
+        counts = (array.flat.size,)
+        outputs = counts if self.rank == root else ()
+        result = _result(out, target) if self.rank == root else None
+        return self._collective("reduce", array, target, counts, outputs, result, op=op, root=root, async_op=async_op)
+
+    def gather(self, x: object, root: int = 0, out: object | None = None, *, async_op: bool = False) -> Any:
+        """Gather `x` of all ranks at the root; returns `out`, of shape (size, *x.shape), there and None elsewhere."""
+        self._check_root(root)
+        array = Operand(x, "x")
+        counts = (array.flat.size,)
+        if self.rank != root:
+            return self._collective("gather", array, _nothing(array), counts, (), None, root=root, async_op=async_op)
+        target = output_for(out, (self.size, *array.array.shape), array.array, "gather")
+        result = _result(out, target)
+        return self._collective("gather", array, target, counts, counts * self.size, result, root=root, async_op=async_op)
+
+    def scatter(self, x: object | None, root: int = 0, out: object | None = None, *, async_op: bool = False) -> Any:
+        """Send block r of the root's `x` to rank r; returns `out`, which ranks other than the root must give (`x` is None there)."""
+        self._check_root(root)
+        if self.rank == root:
+            array = Operand(x, "x")
+            target = output_for(out, self._block_shape(array.array, "scatter"), array.array, "scatter")
+            inputs = (target.flat.size,) * self.size
+        else:
+            if out is None:
+                raise ValueError(f"scatter: rank {self.rank} is not the root, so it must pass out, where its block goes")
+            target = Operand(out, "out", writable=True)
+            array, inputs = _nothing(target), ()
+        counts = (target.flat.size,)
+        return self._collective("scatter", array, target, inputs, counts, _result(out, target), root=root, async_op=async_op)
+
+    def all_to_all(self, x: object, out: object | None = None, *, async_op: bool = False) -> Any:
+        """Send block r of `x` to rank r; returns `out`, shaped as `x`, whose block s came from rank s."""
+        array = Operand(x, "x")
+        self._block_shape(array.array, "all_to_all")
+        target = output_for(out, array.array.shape, array.array, "all_to_all")
+        counts = (array.flat.size // self.size,) * self.size
+        return self._collective("all_to_all", array, target, counts, counts, _result(out, target), async_op=async_op)
+
+    def scan(self, x: X, op: Op = ReduceOp.SUM, *, async_op: bool = False) -> Any:
+        """Reduce the `x` of ranks 0 to `rank` into `x` (inclusive prefix), in place; returns `x`."""
+        array = Operand(x, "x", writable=True)
+        counts = (array.flat.size,)
+        return self._collective("scan", array, array, counts, counts, x, op=op, async_op=async_op)
+
+    def barrier(self) -> None:
+        """Return when every rank has called."""
+        token, tokens = Operand(np.zeros(1, np.uint8), "token"), Operand(np.zeros(self.size, np.uint8), "tokens")
+        self._collective("barrier", token, tokens, (1,), (1,) * self.size, None)
+
+    # Uneven blocks
+
+    def all_gather_v(self, x: object, counts: Sequence[int], out: object | None = None, *, async_op: bool = False) -> Any:
+        """As `all_gather`, with `counts[r]` elements from rank r (zero included), known to all ranks; returns a flat `out`."""
+        array = Operand(x, "x")
+        counts = self._check_counts(counts, "counts", "all_gather_v")
+        _check_total(array, counts[self.rank : self.rank + 1], "all_gather_v", f"counts[{self.rank}]")
+        target = output_for(out, (sum(counts),), array.array, "all_gather_v")
+        inputs = (counts[self.rank],)
+        return self._collective("all_gather", array, target, inputs, counts, _result(out, target), blocks=counts, async_op=async_op)
+
+    def reduce_scatter_v(
+        self, x: object, counts: Sequence[int], out: object | None = None, op: Op = ReduceOp.SUM, *, async_op: bool = False
+    ) -> Any:
+        """As `reduce_scatter`, with `counts[r]` elements to rank r (zero included); returns a flat `out`."""
+        array = Operand(x, "x")
+        counts = self._check_counts(counts, "counts", "reduce_scatter_v")
+        _check_total(array, counts, "reduce_scatter_v", "sum(counts)")
+        target = output_for(out, (counts[self.rank],), array.array, "reduce_scatter_v")
+        outputs = (counts[self.rank],)
+        return self._collective(
+            "reduce_scatter", array, target, counts, outputs, _result(out, target), op=op, blocks=counts, async_op=async_op
+        )
+
+    def all_to_all_v(
+        self,
+        x: object,
+        send_counts: Sequence[int],
+        receive_counts: Sequence[int],
+        out: object | None = None,
+        *,
+        async_op: bool = False,
+    ) -> Any:
+        """As `all_to_all`, with `send_counts[r]` elements to rank r and `receive_counts[r]` from it; returns a flat `out`."""
+        array = Operand(x, "x")
+        inputs = self._check_counts(send_counts, "send_counts", "all_to_all_v")
+        outputs = self._check_counts(receive_counts, "receive_counts", "all_to_all_v")
+        _check_total(array, inputs, "all_to_all_v", "sum(send_counts)")
+        if inputs[self.rank] != outputs[self.rank]:
+            raise ValueError(
+                f"all_to_all_v: send_counts[{self.rank}] is {inputs[self.rank]} and receive_counts[{self.rank}] is "
+                f"{outputs[self.rank]}; what this rank sends to itself must be what it receives from itself"
+            )
+        target = output_for(out, (sum(outputs),), array.array, "all_to_all_v")
+        return self._collective("all_to_all", array, target, inputs, outputs, _result(out, target), count=0, async_op=async_op)
+
+    # Point to point
+
+    def send(self, x: object, peer: int, tag: int = 0, *, async_op: bool = False) -> Any:
+        """Send `x` to `peer`; returns when `x` may be changed again, which may be before it has arrived."""
+        array = Operand(x, "x")
+        return self._point_to_point(array, send(peer, Ref("in", 0)), peer, tag, None, async_op)
+
+    def recv(self, x: X, peer: int, tag: int = 0, *, async_op: bool = False) -> Any:
+        """Receive into `x` what `peer` sends with this tag, of exactly this count and dtype; returns `x`."""
+        array = Operand(x, "x", writable=True)
+        return self._point_to_point(array, recv(peer, Ref("out", 0)), peer, tag, x, async_op)
+
+    def sendrecv(self, x: object, to: int, out: X, source: int, tag: int = 0) -> X:
+        """Send `x` to rank `to` while receiving `out` from rank `source`; returns `out`."""
+        receiving = self.recv(out, source, tag, async_op=True)
+        self.send(x, to, tag)
+        receiving.wait()
+        return out
+
+    # Groups and life
+
+    def split(self, color: int | None, key: int = 0) -> Communicator | None:
+        """A communicator of the ranks with the same color, ordered by (key, rank); None for a rank with color None.
+
+        Collective over this communicator, also for ranks with color None.
+        """
+        if color is not None and color < 0:
+            raise ValueError(f"split: color is {color}, expected a number from 0, or None to be in no group")
+        mine = np.array([-1 if color is None else color, key, self._job.next_context], np.int64)
+        everyone = self.all_gather(mine)
+        context = int(everyone[:, 2].max())
+        self._job.next_context = context + 1
+        if color is None:
+            return None
+        group = sorted((int(k), rank) for rank, (c, k, _) in enumerate(everyone) if c == color)
+        return Communicator(self._job, [self._members[rank] for _, rank in group], context, self.timeout)
+
+    def dup(self) -> Communicator:
+        """A communicator of the same ranks whose messages, order of calls and stats are its own."""
+        duplicate = self.split(0, self.rank)
+        assert duplicate is not None
+        return duplicate
+
+    def empty(self, shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> Array:
+        """An uninitialised array that suits this communicator's transport: here ordinary memory, aligned to 64 bytes."""
+        kind = np.dtype(dtype)
+        dims = (shape,) if isinstance(shape, int) else tuple(shape)
+        nbytes = int(np.prod(dims, dtype=np.int64)) * kind.itemsize
+        memory = np.empty(nbytes + 64, np.uint8)
+        start = -memory.ctypes.data % 64
+        return memory[start : start + nbytes].view(kind).reshape(dims)
+
+    def close(self) -> None:
+        """Leave: ranks that still wait for this one raise PeerLost. Safe to repeat; the world's close ends the transport."""
+        self._closed = True
+        if self._context == 0:
+            self._job.close()
+
+    def abort(self, reason: str) -> None:
+        """End the job: every rank raises `Aborted` with this reason in its current or next call."""
+        rank = self._job.transport.rank
+        self._job.transport.abort(Failure("Aborted", rank, f"rank {rank} called abort: {reason}"))
+
+    @property
+    def stats(self) -> Stats:
+        """A snapshot of what this communicator has done on this rank."""
+        local = {world: rank for rank, world in enumerate(self._members)}
+        sent = {name: {local[peer]: n for peer, n in ledger.sent.items()} for name, ledger in self._ledgers.items()}
+        received = {name: {local[peer]: n for peer, n in ledger.received.items()} for name, ledger in self._ledgers.items()}
+        return Stats(
+            frozen(sent), frozen(received), MappingProxyType(dict(self._calls)), MappingProxyType(dict(self._waited))
+        )  # fmt: skip
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is not None:
+            self.abort(f"{type(error).__name__}: {error}")
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Communicator rank {self.rank} of {self.size} over {self._job.transport.name}>"
+
+    # How a call runs
+
+    def _collective(
+        self,
+        name: str,
+        source: Operand,
+        target: Operand,
+        inputs: tuple[int, ...],
+        outputs: tuple[int, ...],
+        result: object,
+        *,
+        op: Op | None = None,
+        root: int = 0,
+        count: int | None = None,
+        blocks: tuple[int, ...] = (),
+        async_op: bool = False,
+    ) -> Any:
+        self._check_open()
+        dtype = source.flat.dtype
+        algorithm = find(name, choose(name, max(sum(inputs), sum(outputs)) * dtype.itemsize, self.size))
+        slice_elements = max(1, self._job.slice_bytes // dtype.itemsize)
+        named_op, scale_after = self._prepare(op, source, target, dtype, outputs)
+        in_place = self._in_place(name, source, target, inputs, outputs, root, algorithm.in_place)
+        call = Call(
+            name, dtype, sum(blocks) if blocks else count if count is not None else max(inputs + outputs, default=0),
+            named_op, root, blocks, f"{algorithm.name}/{self._job.slice_bytes}",
+        )  # fmt: skip
+        plan = _cached_plan(algorithm.schedule(self.size, root), self.rank, inputs, outputs, slice_elements, in_place)
+
+        def finish() -> None:
+            if scale_after is not None:
+                kernels.scale(target.flat, scale_after)
+            target.write_back()
+
+        self._sequence += 1
+        channel = (self._context << 32) | (self._sequence & 0xFFFFFFFF)
+        run_op = ReduceOp.SUM if named_op is ReduceOp.AVG else named_op
+        arrays = {"in": source.flat, "out": target.flat}
+        execution = Execution(call, self._sequence, plan, arrays, self._members, channel, self._ledgers[name], run_op, finish)
+        return self._launch(name, execution, result, async_op)
+
+    def _prepare(
+        self, op: Op | None, source: Operand, target: Operand, dtype: np.dtype[Any], outputs: tuple[int, ...]
+    ) -> tuple[ReduceOp | None, float | None]:
+        """Check the operation; scale the input of a premultiplied sum; returns (op, factor for the output)."""
+        if op is None:
+            return None, None
+        if isinstance(op, PremultipliedSum):
+            kernels.check(ReduceOp.AVG, dtype)
+            if target.flat is not source.flat:
+                source.flat = source.flat.copy()
+            kernels.scale(source.flat, op.factor)
+            return ReduceOp.SUM, None
+        kernels.check(op, dtype)
+        return op, 1.0 / self.size if op is ReduceOp.AVG and outputs else None
+
+    def _in_place(
+        self,
+        name: str,
+        source: Operand,
+        target: Operand,
+        inputs: tuple[int, ...],
+        outputs: tuple[int, ...],
+        root: int,
+        algorithm_allows: bool,
+    ) -> bool:
+        if not inputs or not outputs:
+            return False
+        shared = COLLECTIVES[name].in_place(self.size, self.rank, root)
+        offset = sum(outputs[: shared[0]]) - sum(inputs[: shared[1]]) if shared is not None else None
+        same = check_apart(name, source.flat, target.flat, offset)
+        if same and not algorithm_allows:
+            source.flat = source.flat.copy()
+            return False
+        return same
+
+    def _point_to_point(self, array: Operand, instruction: Any, peer: int, tag: int, result: object, async_op: bool) -> Any:
+        self._check_open()
+        if not 0 <= peer < self.size or peer == self.rank:
+            raise ValueError(f"peer is {peer}; expected another rank, 0 to {self.size - 1} and not {self.rank}")
+        if not 0 <= tag < 1 << 32:
+            raise ValueError(f"tag is {tag}; expected 0 to {(1 << 32) - 1}")
+        dtype, count = array.flat.dtype, array.flat.size
+        schedule = Schedule("all_reduce", "point to point", self.size, lambda rank: ((instruction,),))
+        slice_elements = max(1, self._job.slice_bytes // dtype.itemsize)
+        plan = compile_plan(schedule, self.rank, (count,), (count,), slice_elements)
+        call = Call("send/recv", dtype, count, how=str(self._job.slice_bytes))
+        channel = ((self._context | _POINT_TO_POINT) << 32) | tag
+        arrays = {"in": array.flat, "out": array.flat}
+        finish = array.write_back if instruction.target is not None else None
+        execution = Execution(call, tag, plan, arrays, self._members, channel, self._ledgers["send/recv"], finish=finish)
+        return self._launch("send/recv", execution, result, async_op)
+
+    def _launch(self, name: str, execution: Execution, result: object, async_op: bool) -> Any:
+        engine = self._job.engine
+        self._calls[name] += 1
+        self._timed(name, lambda: engine.start(execution))
+
+        def wait(timeout: float | None) -> None:
+            seconds = self.timeout if timeout is None else timeout
+            self._timed(name, lambda: engine.wait(execution, seconds))
+
+        if async_op:
+            return Work(result, lambda: engine.poll(execution), wait)
+        wait(None)
+        return result
+
+    def _timed(self, name: str, body: Callable[[], None]) -> None:
+        began = time.perf_counter()
+        try:
+            body()
+        finally:
+            self._waited[name] += time.perf_counter() - began
+
+    # Checks of arguments
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError("this communicator is closed; call collectives.init(), split or dup for another")
+
+    def _check_root(self, root: int) -> None:
+        if not 0 <= root < self.size:
+            raise ValueError(f"root is {root}; expected a rank, 0 to {self.size - 1}")
+
+    def _block_shape(self, array: Array, collective: str) -> tuple[int, ...]:
+        if array.ndim and array.shape[0] % self.size == 0:
+            return (array.shape[0] // self.size, *array.shape[1:])
+        if array.size % self.size == 0:
+            return (array.size // self.size,)
+        raise ValueError(
+            f"{collective}: x has {array.size} elements (shape {array.shape}), which {self.size} ranks cannot share evenly; "
+            f"pad it, or use {collective}_v with explicit counts"
+        )
+
+    def _check_counts(self, counts: Sequence[int], name: str, collective: str) -> tuple[int, ...]:
+        found = tuple(int(count) for count in counts)
+        if len(found) != self.size or min(found) < 0:
+            raise ValueError(f"{collective}: {name} is {found}; expected {self.size} numbers from 0, one a rank")
+        return found
+
+
+def _check_total(array: Operand, counts: tuple[int, ...], collective: str, name: str) -> None:
+    if array.flat.size != sum(counts):
+        raise ValueError(f"{collective}: x has {array.flat.size} elements, but {name} is {sum(counts)}")
+
+
+def _nothing(like: Operand) -> Operand:
+    return Operand(np.empty(0, like.flat.dtype), "nothing")
+
+
+def _result(out: object | None, target: Operand) -> object:
+    return target.array if out is None else out
+
+
+@lru_cache(maxsize=1024)
+def _cached_plan(
+    schedule: Schedule, rank: int, inputs: tuple[int, ...], outputs: tuple[int, ...], slice_elements: int, in_place: bool
+) -> Plan:
+    return compile_plan(schedule, rank, inputs, outputs, slice_elements, in_place=in_place)

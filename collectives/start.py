@@ -1,0 +1,54 @@
+"""How a process becomes a rank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+from collectives.communicator import Communicator
+from collectives.job import Job
+from transports import environment
+from transports import launch as launcher
+from transports.connect import connect
+
+
+def init(transport: str | None = None, *, timeout: float | None = None) -> Communicator:
+    """Join the other ranks of this job and return the communicator of all of them.
+
+    Rank, size and the way to the others come from mpirun (Open MPI, MPICH), srun, torchrun-style variables or
+    `python -m collectives run`; a process that was started alone is a job of size 1. Every rank must call it.
+
+    `transport`: auto, tcp or mpi, by default COLLECTIVES_TRANSPORT or auto. `timeout`: seconds for joining and for every
+    call, by default COLLECTIVES_TIMEOUT or 300.
+
+    Raises RendezvousError (naming the ranks that have not come), AuthenticationError, TransportUnavailable.
+    """
+    settings = environment.settings()
+    if transport is not None:
+        settings = replace(settings, transport=transport)
+    if timeout is not None:
+        settings = replace(settings, timeout=timeout)
+    connected = connect(environment.detect(), settings)
+    return Communicator(Job(connected, settings.slice_bytes), range(connected.size), 0, settings.timeout)
+
+
+def under_launcher() -> bool:
+    """Whether this process was started as a rank of a job, by any launcher."""
+    return environment.detect().source != "alone"
+
+
+def launch(
+    command: Sequence[str],
+    ranks: int,
+    *,
+    output: Literal["prefix", "colour", "rank0", "raw"] = "prefix",
+    variables: Mapping[str, str] | None = None,
+    timeout: float | None = None,
+) -> int:
+    """Start `ranks` processes of `command` on this host, as `python -m collectives run` does; returns the exit code.
+
+    `output`: how what the ranks print is shown; with rank0, rank 0 has the terminal to itself and the others are prefixed.
+    `variables`: further environment variables. `timeout`: seconds after which all ranks are ended.
+    """
+    return launcher.launch(command, ranks, output=output, environment=variables, timeout=timeout)

@@ -1,0 +1,6 @@
+"""Arithmetic on buffers: reduction operations on every dtype. Knows no ranks and no peers."""
+
+from kernels.dispatch import backend, reduce, reduce_many, scale
+from kernels.ops import PremultipliedSum, ReduceOp, check, supported
+
+__all__ = ["PremultipliedSum", "ReduceOp", "backend", "check", "reduce", "reduce_many", "scale", "supported"]

@@ -1,0 +1,54 @@
+"""The kernels as the rest of the project calls them: arguments checked, back end chosen once, at import."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kernels import native_backend, numpy_backend
+from kernels.ops import ReduceOp, check
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_native = native_backend.load()
+
+
+def backend() -> str:
+    """Which back end serves: `native` with its instruction set, or `numpy`."""
+    return _native.name if _native is not None else "numpy"
+
+
+def reduce(op: ReduceOp, a: Array, b: Array, out: Array) -> None:
+    """out = a op b, element by element; AVG adds, the division is the caller's.
+
+    Arrays are one-dimensional, contiguous, of one dtype and length; `out` may be `a` or `b`, but not overlap them otherwise.
+    16-bit floats are computed in float32 and rounded once. Raises TypeError and ValueError for arrays that do not fit.
+    """
+    reduce_many(op, (a, b), out)
+
+
+def reduce_many(op: ReduceOp, inputs: Sequence[Array], out: Array) -> None:
+    """out = inputs[0] op inputs[1] op …, as `reduce`; 16-bit floats are rounded only at the end."""
+    check(op, out.dtype)
+    if not out.flags.writeable:
+        raise ValueError("out is read-only; pass a writable array")
+    for number, array in enumerate((*inputs, out)):
+        name = "out" if number == len(inputs) else f"input {number}"
+        if array.dtype != out.dtype:
+            raise TypeError(f"{name} has dtype {array.dtype}, expected {out.dtype} as out")
+        if array.shape != out.shape or array.ndim != 1 or not array.flags.c_contiguous:
+            raise ValueError(f"{name} has shape {array.shape}; expected one dimension, contiguous, with {out.size} elements")
+        if array is not out and array.ctypes.data != out.ctypes.data and np.may_share_memory(array, out):
+            raise ValueError(f"{name} and out overlap in part; pass the same array or arrays apart")
+    if not inputs:
+        raise ValueError("reduce_many needs at least one input")
+    if _native is None or not _native.reduce_many(op, inputs, out):
+        numpy_backend.reduce_many(op, inputs, out)
+
+
+def scale(x: Array, factor: float) -> None:
+    """x *= factor, in place; floats and complex numbers only (TypeError otherwise), 16-bit floats through float32."""
+    check(ReduceOp.AVG, x.dtype)
+    numpy_backend.scale(x, factor)

@@ -1,0 +1,39 @@
+"""The reference: every kernel in numpy, as short as it can be. Other back ends must agree with it bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kernels.dtypes import SHORT_FLOATS
+from kernels.ops import TABLE, ReduceOp
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def reduce_many(op: ReduceOp, inputs: Sequence[Array], out: Array) -> None:
+    """out = inputs[0] op inputs[1] op …; 16-bit floats are accumulated in float32 and rounded once."""
+    function = TABLE[op].function
+    short = out.dtype in SHORT_FLOATS
+    with np.errstate(all="ignore"):
+        total = inputs[0].astype(np.float32) if short else inputs[0]
+        for array in inputs[1:-1]:
+            total = function(total, array.astype(np.float32) if short else array)
+        last = inputs[-1].astype(np.float32) if short else inputs[-1]
+        if len(inputs) == 1:
+            out[:] = last
+        elif short:
+            out[:] = function(total, last).astype(out.dtype)
+        else:
+            function(total, last, out=out)
+
+
+def scale(x: Array, factor: float) -> None:
+    """x *= factor, in place; 16-bit floats through float32."""
+    with np.errstate(all="ignore"):
+        if x.dtype in SHORT_FLOATS:
+            x[:] = (x.astype(np.float32) * np.float32(factor)).astype(x.dtype)
+        else:
+            x *= x.dtype.type(factor)

@@ -1,0 +1,107 @@
+"""`python -m parallel train`: train a GPT across ranks."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import fields
+from typing import TYPE_CHECKING, NoReturn
+
+import collectives
+from parallel.job import USAGE_ERROR, USAGE_ERRORS, Options, prepare, run
+from parallel.train import TrainingConfiguration, parse_layout
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_HELP = {
+    "layers": "transformer layers",
+    "hidden": "width of the model",
+    "heads": "attention heads, which divide the width",
+    "seq": "bytes in a sequence",
+    "batch": "sequences in the global batch of a step",
+    "micro_batches": "parts that each rank computes one after the other",
+    "steps": "optimizer steps",
+    "lr": "peak learning rate",
+    "warmup": "steps until the peak; a cosine to a tenth of it follows",
+    "weight_decay": "decoupled weight decay of the matrices",
+    "clip": "largest gradient norm, 0 for no clipping",
+    "dtype": "float32 or float64",
+    "seed": "of weights, data order and sampling",
+    "validation_batches": "global batches on which validation is measured",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE_ERROR, f"error: {message} (see python -m parallel train --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m parallel", description="Train models across ranks.")
+    train = parser.add_subparsers(dest="command", required=True).add_parser(
+        "train",
+        help="train a GPT on bytes",
+        description="Train a GPT on bytes, under a launcher or with ranks of its own.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    train.add_argument(
+        "--layout", default="dp4", help="dp and the number of ranks among which each batch is shared"
+    )
+    train.add_argument(
+        "--data", required=True, help="a file, a folder, or stdlib: the sources of Python's standard library"
+    )
+    for field in fields(TrainingConfiguration):
+        kind = type(field.default)
+        train.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=kind,
+            default=field.default,
+            metavar="N",
+            help=_HELP[field.name],
+        )
+    train.add_argument(
+        "--threads", type=int, metavar="N", help="threads of matrix products a rank; cores over local ranks"
+    )
+    train.add_argument("--report", metavar="FILE", help="write a JSON with every number of the run")
+    train.add_argument("--plot", metavar="FILE", help="draw the losses")
+    train.add_argument("--generate", type=int, default=0, metavar="N", help="bytes to generate at the end")
+    train.add_argument(
+        "--compare-steps",
+        type=int,
+        default=0,
+        metavar="N",
+        help="steps that rank 0 repeats alone, to compare the losses",
+    )
+    return parser
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    training = TrainingConfiguration(
+        **{field.name: getattr(arguments, field.name) for field in fields(TrainingConfiguration)}
+    )
+    others = {
+        name: getattr(arguments, name)
+        for name in ("data", "threads", "report", "plot", "generate", "compare_steps")
+    }
+    return Options(ranks=parse_layout(arguments.layout), training=training, **others)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns 0, 1 for a run that failed its own checks, or 2 for a wrong request."""
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = _parser().parse_args(argv)
+    try:
+        options = _options(arguments)
+        if options.ranks == 1 or collectives.under_launcher():
+            with collectives.init() as communicator:
+                return run(options, communicator)
+        prepare(options)
+    except USAGE_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    return collectives.launch([sys.executable, "-m", "parallel", *argv], options.ranks, output="rank0")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""What a step sends and what a rank holds, as exact integers, to be compared with what is measured.
+
+Bytes are payload bytes sent. The ring algorithms cut n elements into p chunks, of which the first n mod p
+have one more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+def share(count: int, parts: int, index: int) -> range:
+    """Return part `index` of `range(count)` cut into `parts` runs whose lengths differ by at most one."""
+    quotient, remainder = divmod(count, parts)
+    start = index * quotient + min(index, remainder)
+    return range(start, start + quotient + (index < remainder))
+
+
+def ring_all_reduce_bytes(elements: int, itemsize: int, ranks: int, rank: int) -> int:
+    """Return the bytes that a rank sends in a ring all_reduce: 2·(p − 1)/p of the buffer if p divides it.
+
+    The reduce-scatter half sends every chunk but the rank's own, and the all-gather half every chunk but its
+    successor's.
+    """
+    if ranks == 1:
+        return 0
+    kept = len(share(elements, ranks, rank)) + len(share(elements, ranks, (rank + 1) % ranks))
+    return (2 * elements - kept) * itemsize
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that one rank holds for the whole of the training: parameters, gradients, optimizer state."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+
+
+def data_parallel_memory(parameters: int, itemsize: int) -> Memory:
+    """Return what a rank holds under data parallelism with Adam: 16 bytes a parameter in float32."""
+    return Memory(parameters * itemsize, parameters * itemsize, 2 * parameters * itemsize)

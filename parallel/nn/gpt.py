@@ -1,0 +1,76 @@
+"""GPT: a decoder-only transformer with layer normalisation before each part (Radford 2019)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from parallel.autograd import Array, Tensor, array_module, vjps
+from parallel.nn.layers import INITIAL_DEVIATION, CausalSelfAttention, Embedding, FeedForward, LayerNorm
+from parallel.nn.module import Module
+
+
+@dataclass(frozen=True)
+class GPTConfiguration:
+    """The shape of a GPT: layers, width, heads (which divide the width), longest sequence, and vocabulary."""
+
+    layers: int
+    hidden: int
+    heads: int
+    sequence: int
+    vocabulary: int = 256
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.hidden % self.heads:
+            raise ValueError(f"heads must divide hidden, but {self.hidden} is no multiple of {self.heads}")
+
+
+class Block(Module):
+    """A transformer layer: attention and feed-forward, each on the normalised stream and added back to it."""
+
+    def __init__(self, width: int, heads: int, layers: int) -> None:
+        # Two residual additions a layer: with this factor the stream's variance does not grow with depth.
+        deviation = INITIAL_DEVIATION / math.sqrt(2 * layers)
+        self.attention_norm = LayerNorm(width)
+        self.attention = CausalSelfAttention(width, heads, deviation)
+        self.feed_forward_norm = LayerNorm(width)
+        self.feed_forward = FeedForward(width, deviation)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (sequences, positions, width) to the same shape."""
+        x = vjps.add(x, self.attention(self.attention_norm(x)))
+        return vjps.add(x, self.feed_forward(self.feed_forward_norm(x)))
+
+
+class GPT(Module):
+    """The whole model; the output head is the token embedding transposed, as in GPT-2."""
+
+    def __init__(self, configuration: GPTConfiguration) -> None:
+        c = self.configuration = configuration
+        self.token_embedding = Embedding(c.vocabulary, c.hidden)
+        self.position_embedding = Embedding(c.sequence, c.hidden)
+        self.blocks = [Block(c.hidden, c.heads, c.layers) for _ in range(c.layers)]
+        self.final_norm = LayerNorm(c.hidden)
+
+    def __call__(self, tokens: Array) -> Tensor:
+        """Map tokens (sequences, positions) to logits (sequences, positions, vocabulary)."""
+        positions = tokens.shape[1]
+        if positions > self.configuration.sequence:
+            raise ValueError(
+                f"{positions} positions, but the model has {self.configuration.sequence} position embeddings"
+            )
+        xp = array_module(tokens)
+        x = vjps.add(self.token_embedding(tokens), self.position_embedding(xp.arange(positions)))
+        for block in self.blocks:
+            x = block(x)
+        return vjps.project(self.final_norm(x), self.token_embedding.weight)
+
+    def loss(self, windows: Array, scale: float) -> Tensor:
+        """Return `scale` times the summed loss of predicting each token of `windows` from those before it."""
+        windows = windows.astype(np.int64)
+        return vjps.cross_entropy(self(windows[:, :-1]), targets=windows[:, 1:], scale=scale)

@@ -1,0 +1,74 @@
+"""The layers of a transformer; what they compute is a row of the table of operations each."""
+
+from __future__ import annotations
+
+from parallel.autograd import Array, Tensor, vjps
+from parallel.nn.module import Module, Parameter
+
+INITIAL_DEVIATION = 0.02
+
+
+class Linear(Module):
+    """y = x·Wᵀ + b with W of shape (outputs, inputs)."""
+
+    def __init__(self, inputs: int, outputs: int, deviation: float = INITIAL_DEVIATION) -> None:
+        self.weight = Parameter((outputs, inputs), deviation=deviation, decay=True)
+        self.bias = Parameter((outputs,))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (…, inputs) to (…, outputs)."""
+        return vjps.linear(x, self.weight, self.bias)
+
+
+class Embedding(Module):
+    """A learned vector of `width` numbers for each of `rows` integers."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        self.weight = Parameter((rows, width), deviation=INITIAL_DEVIATION)
+
+    def __call__(self, tokens: Array) -> Tensor:
+        """Map integers (…) to vectors (…, width)."""
+        return vjps.embedding(self.weight, tokens=tokens)
+
+
+class LayerNorm(Module):
+    """Normalise the last axis to mean 0 and variance 1, then scale and shift it."""
+
+    def __init__(self, width: int) -> None:
+        self.weight = Parameter((width,), mean=1.0)
+        self.bias = Parameter((width,))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (…, width) to the same shape."""
+        return vjps.layer_norm(x, self.weight, self.bias)
+
+
+class CausalSelfAttention(Module):
+    """Multi-head attention of each position to itself and earlier ones.
+
+    The rows of the packed projection are ordered head, (query, key, value), element: a run of rows is a run
+    of heads.
+    """
+
+    def __init__(self, width: int, heads: int, output_deviation: float) -> None:
+        if width % heads:
+            raise ValueError(f"attention: {heads} heads do not divide a width of {width}")
+        self.heads = heads
+        self.packed = Linear(width, 3 * width)
+        self.output = Linear(width, width, output_deviation)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (sequences, positions, width) to the same shape."""
+        return self.output(vjps.causal_attention(self.packed(x), heads=self.heads))
+
+
+class FeedForward(Module):
+    """Linear to four times the width, GELU, and linear back."""
+
+    def __init__(self, width: int, output_deviation: float) -> None:
+        self.up = Linear(width, 4 * width)
+        self.down = Linear(4 * width, width, output_deviation)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (…, width) to the same shape."""
+        return self.down(vjps.gelu(self.up(x)))

@@ -1,0 +1,128 @@
+"""Every row of the table against central differences, and the engine's own rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from parallel.autograd import TABLE, GradientError, Operation, Tensor, check_gradients, no_gradient, vjps
+
+Draw = Callable[..., np.ndarray]
+
+# One case a row, for any number of sequences, positions, heads and elements a head.
+CASES: dict[str, Callable[[Draw, int, int, int, int], None]] = {
+    "add": lambda draw, b, s, _h, e: check_gradients(vjps.add, draw(b, s, e), draw(s, e)),
+    "linear": lambda draw, b, s, h, e: check_gradients(vjps.linear, draw(b, s, e), draw(h, e), draw(h)),
+    "project": lambda draw, b, s, h, e: check_gradients(vjps.project, draw(b, s, e), draw(h, e)),
+    "embedding": lambda draw, b, s, h, e: check_gradients(
+        lambda table: vjps.embedding(table, tokens=tokens(b, s, h)), draw(h, e)
+    ),
+    "layer_norm": lambda draw, b, s, _h, e: check_gradients(
+        vjps.layer_norm, draw(b, s, e + 1), draw(e + 1), draw(e + 1)
+    ),
+    "gelu": lambda draw, b, s, _h, e: check_gradients(vjps.gelu, 3 * draw(b, s, e)),
+    "causal_attention": lambda draw, b, s, h, e: check_gradients(
+        lambda packed: vjps.causal_attention(packed, heads=h), draw(b, s, 3 * h * e)
+    ),
+    "cross_entropy": lambda draw, b, s, h, _e: check_gradients(
+        lambda logits: vjps.cross_entropy(logits, targets=tokens(b, s, h), scale=0.3), draw(b, s, h)
+    ),
+}
+
+
+def tokens(sequences: int, positions: int, vocabulary: int) -> np.ndarray:
+    return np.arange(sequences * positions).reshape(sequences, positions) * 7 % vocabulary
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TABLE)
+def test_every_row_agrees_with_central_differences(name: str) -> None:
+    sizes = st.integers(1, 3)
+
+    @settings(max_examples=12, deadline=None, derandomize=True)
+    @given(sizes, sizes, sizes, sizes, st.integers(0, 2**32 - 1))
+    def check(sequences: int, positions: int, heads: int, elements: int, seed: int) -> None:
+        draw = np.random.default_rng(seed).standard_normal
+        CASES[name](lambda *shape: draw(shape), sequences, positions, heads, elements)
+
+    check()
+
+
+def test_a_table_of_many_rows_is_scattered_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vjps, "_ONE_HOT_LIMIT", 2)
+    check_gradients(lambda t: vjps.embedding(t, tokens=np.array([[3, 1], [3, 3]])), np.ones((5, 2)))
+
+
+def test_the_check_finds_a_wrong_product() -> None:
+    doubled = Operation("doubled", lambda x: (x * 2, ()), (lambda g, _saved: g * 2.001,))
+    with pytest.raises(GradientError, match=r"input 0, element \(0,\): .* central differences"):
+        check_gradients(doubled, np.ones(3))
+
+
+def test_a_result_used_several_times_receives_all_its_gradients() -> None:
+    check_gradients(lambda x: vjps.add(vjps.add(vjps.gelu(x), x), vjps.gelu(vjps.add(x, x))), np.ones((2, 3)))
+
+
+def test_gradients_are_added_to_an_array_that_is_already_there() -> None:
+    x = Tensor(np.ones(3), requires_gradient=True)
+    x.gradient = storage = np.full(3, 10.0)
+    vjps.add(x, x).backward(np.array([1.0, 2.0, 3.0]))
+    assert x.gradient is storage
+    np.testing.assert_array_equal(storage, [12, 14, 16])
+
+
+def test_a_leaf_does_not_share_its_gradient_with_the_caller() -> None:
+    x, y = (Tensor(np.ones(2), requires_gradient=True) for _ in range(2))
+    weights = np.ones(2)
+    vjps.add(x, y).backward(weights)
+    x.gradient += 1
+    np.testing.assert_array_equal(y.gradient, [1, 1])
+    np.testing.assert_array_equal(weights, [1, 1])
+
+
+def test_no_gradient_records_nothing() -> None:
+    x = Tensor(np.ones((1, 2)), requires_gradient=True)
+    with no_gradient():
+        result = vjps.gelu(x)
+    assert result.node is None
+    with pytest.raises(ValueError, match="without a record"):
+        result.backward()
+
+
+def test_backward_refuses_a_second_use_and_a_missing_gradient() -> None:
+    x = Tensor(np.ones((1, 2)), requires_gradient=True)
+    inner = vjps.gelu(x)
+    outer = vjps.add(inner, inner)
+    with pytest.raises(ValueError, match="wants a gradient of that shape"):
+        outer.backward()
+    outer.backward(np.ones((1, 2)))
+    with pytest.raises(ValueError, match="used up"):
+        outer.backward(np.ones((1, 2)))
+    with pytest.raises(ValueError, match="gelu was used up"):
+        inner.backward(np.ones((1, 2)))
+
+
+def test_wrong_operands_are_named() -> None:
+    x = Tensor(np.ones((2, 3)))
+    with pytest.raises(TypeError, match="gelu takes 1 tensors, got 2"):
+        vjps.gelu(x, x)
+    with pytest.raises(ValueError, match=r"add: .*\(2,\).*\(2, 3\)"):
+        vjps.add(x, Tensor(np.ones(2)))
+
+
+def test_a_float32_computation_stays_in_float32() -> None:
+    rng = np.random.default_rng(0)
+    x = Tensor(rng.standard_normal((2, 3, 12)).astype(np.float32), requires_gradient=True)
+    weight = Tensor(np.ones(12, np.float32))
+    bias = Tensor(np.zeros(12, np.float32))
+    y = vjps.layer_norm(vjps.gelu(vjps.causal_attention(vjps.linear(x, Tensor(np.eye(36, 12, dtype=np.float32)),
+        Tensor(np.zeros(36, np.float32))), heads=2)), weight, bias)  # fmt: skip
+    assert y.data.dtype == np.float32
+    loss = vjps.cross_entropy(y, targets=tokens(2, 3, 12))
+    loss.backward()
+    assert loss.data.dtype == np.float64
+    assert x.gradient.dtype == np.float32

@@ -1,0 +1,139 @@
+"""The model against a plain loop, and the rules of names and storage."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from parallel.nn import GPT, FlatParameters, GPTConfiguration
+
+SMALL = GPTConfiguration(layers=2, hidden=8, heads=2, sequence=5, vocabulary=11)
+
+
+def build(dtype: str = "float64", seed: int = 3) -> tuple[GPT, FlatParameters]:
+    model = GPT(SMALL)
+    parameters = FlatParameters(model, dtype)
+    parameters.initialise(seed)
+    return model, parameters
+
+
+def loop_forward(weights: dict[str, np.ndarray], tokens: list[int]) -> np.ndarray:
+    """The same model, one position at a time, written from the papers and not from the code."""
+
+    def norm(x: np.ndarray, name: str) -> np.ndarray:
+        return (x - x.mean()) / math.sqrt(x.var() + 1e-5) * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    def linear(x: np.ndarray, name: str) -> np.ndarray:
+        return weights[f"{name}.weight"] @ x + weights[f"{name}.bias"]
+
+    def gelu(x: np.ndarray) -> np.ndarray:
+        return np.array([0.5 * v * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))) for v in x])
+
+    embedding = weights["token_embedding.weight"]
+    stream = [embedding[t] + weights["position_embedding.weight"][i] for i, t in enumerate(tokens)]
+    size = SMALL.hidden // SMALL.heads
+    for layer in range(SMALL.layers):
+        name = f"blocks.{layer}"
+        packed = [
+            linear(norm(x, f"{name}.attention_norm"), f"{name}.attention.packed").reshape(SMALL.heads, 3, size)
+            for x in stream
+        ]
+        for i in range(len(tokens)):
+            mixed = []
+            for head in range(SMALL.heads):
+                scores = [packed[i][head, 0] @ packed[j][head, 1] / math.sqrt(size) for j in range(i + 1)]
+                shares = np.exp(scores) / np.exp(scores).sum()
+                mixed.append(sum(shares[j] * packed[j][head, 2] for j in range(i + 1)))
+            stream[i] = stream[i] + linear(np.concatenate(mixed), f"{name}.attention.output")
+        for i, x in enumerate(stream):
+            up = linear(norm(x, f"{name}.feed_forward_norm"), f"{name}.feed_forward.up")
+            stream[i] = x + linear(gelu(up), f"{name}.feed_forward.down")
+    return np.array([embedding @ norm(x, "final_norm") for x in stream])
+
+
+def test_logits_and_loss_are_those_of_a_plain_loop() -> None:
+    model, parameters = build()
+    for parameter in parameters.named.values():
+        parameter.data += np.random.default_rng(parameter.data.size).standard_normal(parameter.shape) * 0.3
+    windows = np.random.default_rng(1).integers(0, SMALL.vocabulary, (3, SMALL.sequence + 1))
+    weights = {name: parameter.data for name, parameter in parameters.named.items()}
+    expected = np.array([loop_forward(weights, list(row[:-1])) for row in windows])
+    np.testing.assert_allclose(model(windows[:, :-1]).data, expected, rtol=1e-11, atol=1e-12)
+    log_softmax = expected - np.log(np.exp(expected).sum(-1, keepdims=True))
+    loss = -np.take_along_axis(log_softmax, windows[:, 1:, None], -1).mean()
+    assert float(model.loss(windows, 1 / windows[:, 1:].size).data) == pytest.approx(loss, rel=1e-12)
+
+
+def test_a_position_does_not_see_later_ones() -> None:
+    model, _ = build()
+    tokens = np.array([[1, 2, 3, 4, 5]])
+    changed = np.array([[1, 2, 3, 9, 9]])
+    before, after = model(tokens).data, model(changed).data
+    np.testing.assert_array_equal(before[:, :3], after[:, :3])
+    assert not np.allclose(before[:, 3:], after[:, 3:])
+
+
+def test_names_are_stable_and_say_what_decays() -> None:
+    model, _ = build()
+    block = {
+        "attention_norm.weight": False, "attention_norm.bias": False,
+        "attention.packed.weight": True, "attention.packed.bias": False,
+        "attention.output.weight": True, "attention.output.bias": False,
+        "feed_forward_norm.weight": False, "feed_forward_norm.bias": False,
+        "feed_forward.up.weight": True, "feed_forward.up.bias": False,
+        "feed_forward.down.weight": True, "feed_forward.down.bias": False,
+    }  # fmt: skip
+    expected = {
+        "token_embedding.weight": False,
+        "position_embedding.weight": False,
+        **{f"blocks.{n}.{name}": decay for n in range(SMALL.layers) for name, decay in block.items()},
+        "final_norm.weight": False,
+        "final_norm.bias": False,
+    }
+    assert {name: p.decay for name, p in model.named_parameters()} == expected
+
+
+def test_parameters_and_gradients_are_views_of_two_buffers() -> None:
+    model, parameters = build()
+    assert parameters.size == model.parameter_count() == sum(p.data.size for p in parameters.named.values())
+    for parameter in parameters.named.values():
+        assert np.shares_memory(parameter.data, parameters.values)
+        assert np.shares_memory(parameter.gradient, parameters.gradients)
+    decayed = sum(p.data.size for p in parameters.named.values() if p.decay)
+    assert parameters.decayed_size == decayed
+    parameters.values[:decayed] = 7
+    assert all((p.data == 7).all() == p.decay for p in parameters.named.values())
+
+
+def test_first_values_follow_the_rule_of_each_parameter() -> None:
+    model = GPT(GPTConfiguration(layers=2, hidden=64, heads=2, sequence=16))
+    parameters = FlatParameters(model, "float64")
+    parameters.initialise(0)
+    named = parameters.named
+    assert (named["blocks.0.attention_norm.weight"].data == 1).all()
+    assert (named["blocks.0.feed_forward.up.bias"].data == 0).all()
+    assert named["blocks.0.feed_forward.up.weight"].data.std() == pytest.approx(0.02, rel=0.05)
+    assert named["blocks.1.feed_forward.down.weight"].data.std() == pytest.approx(0.01, rel=0.05)
+    assert not np.array_equal(named["blocks.0.feed_forward.up.weight"].data, named["blocks.1.feed_forward.up.weight"].data)
+
+
+def test_the_digest_covers_every_weight() -> None:
+    _, parameters = build()
+    digest = parameters.sha256()
+    assert digest == build()[1].sha256()
+    assert digest != build(seed=4)[1].sha256()
+    parameters.named["final_norm.bias"].data[-1] = np.nextafter(0, 1)
+    assert digest != parameters.sha256()
+
+
+def test_what_cannot_be_is_said() -> None:
+    with pytest.raises(ValueError, match="heads must divide hidden, but 8 is no multiple of 3"):
+        GPTConfiguration(1, 8, 3, 4)
+    with pytest.raises(ValueError, match="layers must be at least 1, got 0"):
+        GPTConfiguration(0, 8, 2, 4)
+    with pytest.raises(RuntimeError, match="has no storage; call FlatParameters"):
+        GPT(SMALL)(np.zeros((1, 2), np.int64))
+    with pytest.raises(ValueError, match="6 positions, but the model has 5"):
+        build()[0](np.zeros((1, 6), np.int64))

@@ -1,0 +1,175 @@
+"""The one place that reads the environment: who this process is among the ranks of its job, and the settings.
+
+Pure functions over a mapping. Launchers are recognised in this order: our own, torchrun, Open MPI, MPICH and Intel MPI, srun.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from transports.errors import RendezvousError
+
+_PORT_BASE, _PORTS = 20000, 20000
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Who this process is."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    source: str
+    """collectives, torchrun, open mpi, mpich, srun, or alone."""
+    job: str
+    """Equal on all ranks of a job."""
+    rendezvous: tuple[str, int] | None = None
+    """Where rank 0 listens; None: on one host, at an abstract Unix socket named after the job."""
+    rendezvous_fd: int | None = None
+    """Rank 0's descriptor, already listening there."""
+    token: bytes = b""
+    """The secret that the ranks prove to each other."""
+
+    @property
+    def one_host(self) -> bool:
+        """Whether all ranks are on this host, as far as the launcher says."""
+        return self.local_size == self.size
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a user may set for all programs."""
+
+    transport: str = "auto"
+    timeout: float = 300.0
+    """Seconds, for the rendezvous and for every call."""
+    slice_bytes: int | None = None
+
+
+_LAUNCHERS: Final = {
+    # source: rank, size, local rank, local size, job
+    "collectives": ("COLLECTIVES_RANK", "COLLECTIVES_SIZE", "COLLECTIVES_LOCAL_RANK", "COLLECTIVES_LOCAL_SIZE", "COLLECTIVES_JOB"),
+    "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID"),
+    "open mpi": (
+        "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE",
+        "PMIX_NAMESPACE",
+    ),
+    "mpich": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", "PMI_JOBID"),
+}  # fmt: skip
+
+
+def detect(environ: Mapping[str, str] | None = None) -> World:
+    """Who this process is; raises RendezvousError naming a variable that is missing or makes no sense."""
+    variables = os.environ if environ is None else environ
+    for source, names in _LAUNCHERS.items():
+        if names[0] in variables and names[1] in variables:
+            return _world(variables, source, *names)
+    if "SLURM_PROCID" in variables and "SLURM_STEP_ID" in variables:
+        return _slurm(variables)
+    return World(0, 1, 0, 1, "alone", "alone")
+
+
+def settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """The settings; raises RendezvousError naming a variable that makes no sense."""
+    variables = os.environ if environ is None else environ
+    seconds = variables.get("COLLECTIVES_TIMEOUT", "300")
+    try:
+        timeout = float(seconds)
+    except ValueError:
+        timeout = 0.0
+    if not timeout > 0:
+        raise RendezvousError(f"COLLECTIVES_TIMEOUT is {seconds!r}; expected a number of seconds above 0")
+    slice_bytes = _number(variables, "COLLECTIVES_SLICE_BYTES", 1) if "COLLECTIVES_SLICE_BYTES" in variables else None
+    return Settings(variables.get("COLLECTIVES_TRANSPORT", "auto"), timeout, slice_bytes)
+
+
+def _world(
+    variables: Mapping[str, str], source: str, rank_name: str, size_name: str, local_rank_name: str, local_size_name: str, job_name: str
+) -> World:
+    rank, size = _number(variables, rank_name), _number(variables, size_name, 1)
+    if rank >= size:
+        raise RendezvousError(f"{rank_name} is {rank} and {size_name} is {size}; expected a rank from 0 to {size - 1}")
+    local_rank = _number(variables, local_rank_name) if local_rank_name in variables else rank
+    local_size = _number(variables, local_size_name, 1) if local_size_name in variables else size
+    address = _address(variables)
+    if address is None and source == "torchrun":
+        address = _torchrun_address(variables)
+    descriptor = _number(variables, "COLLECTIVES_RENDEZVOUS_FD") if "COLLECTIVES_RENDEZVOUS_FD" in variables else None
+    job = variables.get(job_name) or _parent()
+    return World(rank, size, local_rank, local_size, source, job, address, descriptor, _token(variables))
+
+
+def _slurm(variables: Mapping[str, str]) -> World:
+    """A step of srun; across hosts rank 0 listens on the first host of the step, at a port drawn from job and step."""
+    rank = _number(variables, "SLURM_PROCID")
+    size = _number(variables, "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in variables else "SLURM_NTASKS", 1)
+    nodes = _number(variables, "SLURM_STEP_NUM_NODES", 1) if "SLURM_STEP_NUM_NODES" in variables else 1
+    local_rank = _number(variables, "SLURM_LOCALID") if "SLURM_LOCALID" in variables else rank
+    per_node = variables.get("SLURM_STEP_TASKS_PER_NODE", "")
+    local_size = size if nodes == 1 else int((re.match(r"\d+", per_node) or ["1"])[0])
+    job = f"slurm-{variables.get('SLURM_JOB_ID', '0')}.{variables['SLURM_STEP_ID']}"
+    address = _address(variables)
+    if address is None and nodes > 1:
+        hosts = variables.get("SLURM_STEP_NODELIST") or variables.get("SLURM_JOB_NODELIST", "")
+        address = (first_host(hosts), _PORT_BASE + zlib.crc32(job.encode()) % _PORTS)
+    return World(rank, size, local_rank, local_size, "srun", job, address, None, _token(variables))
+
+
+def first_host(nodes: str) -> str:
+    """The first host of Slurm's list, as in `gpu[01-03,07],login2`."""
+    match = re.match(r"([^,\[\]]+)(?:\[(\w+))?", nodes)
+    if match is None:
+        raise RendezvousError(f"SLURM_STEP_NODELIST is {nodes!r}; expected a list of hosts such as gpu[01-03,07]")
+    return match[1] + (match[2] or "")
+
+
+def _torchrun_address(variables: Mapping[str, str]) -> tuple[str, int]:
+    """One port above MASTER_PORT, which torch's own store holds."""
+    if "MASTER_ADDR" not in variables:
+        raise RendezvousError("RANK and WORLD_SIZE are set, but not MASTER_ADDR; set it, with MASTER_PORT, or COLLECTIVES_RENDEZVOUS")
+    port = _number(variables, "MASTER_PORT", 1)
+    return variables["MASTER_ADDR"], port + 1 if port < 65535 else port - 1
+
+
+def _address(variables: Mapping[str, str]) -> tuple[str, int] | None:
+    text = variables.get("COLLECTIVES_RENDEZVOUS")
+    if text is None:
+        return None
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise RendezvousError(f"COLLECTIVES_RENDEZVOUS is {text!r}; expected host:port, as in 10.0.0.1:29400 or [::1]:29400")
+    return host.strip("[]"), int(port)
+
+
+def _token(variables: Mapping[str, str]) -> bytes:
+    text = variables.get("COLLECTIVES_TOKEN", "")
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise RendezvousError("COLLECTIVES_TOKEN is not a string of hexadecimal digits; set it alike on all ranks") from None
+
+
+def _number(variables: Mapping[str, str], name: str, least: int = 0) -> int:
+    text = variables.get(name)
+    if text is None:
+        raise RendezvousError(f"{name} is not set, though the launcher's other variables are; expected a number from {least}")
+    if not text.isdigit() or int(text) < least:
+        raise RendezvousError(f"{name} is {text!r}; expected a number from {least}")
+    return int(text)
+
+
+def _parent() -> str:
+    """A name for the launcher that started this process, for launchers that give the job none: its process and start time."""
+    parent = os.getppid()
+    try:
+        started = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        started = "0"
+    return f"parent-{parent}-{started}"
