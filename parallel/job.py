@@ -221,7 +221,7 @@ class Comparison:
         """Compare losses step by step, absolutely in float32 and relative to the loss in float64."""
         relative = dtype == "float64"
         differences = [abs(a - b) / (abs(b) if relative else 1.0) for a, b in zip(several, one, strict=True)]
-        return cls(one, max(differences), TOLERANCE[dtype], relative)
+        return cls(one, float(np.max(differences)), TOLERANCE[dtype], relative)
 
     @property
     def equal(self) -> bool:

@@ -157,6 +157,7 @@ class Transport(ABC):
         self._lock: AbstractContextManager[object] = nullcontext()
         # Guards the mailbox where other threads fill it; a transport driven by its own thread alone needs none.
         self.failure: Failure | None = None
+        self._others_told = False
         self.closed = False
         self.overhead_sent = 0
         """Bytes of headers and control messages sent, beside the payload that the ledgers count."""
@@ -220,9 +221,9 @@ class Transport(ABC):
 
     def abort(self, failure: Failure) -> None:
         """End the job: this transport refuses further calls with `failure`, and every other rank learns of it."""
-        if self.failure is None and not self.closed:
-            self.failure = failure
-            self._send_failure(failure)
+        if not self._others_told and not self.closed:
+            self._others_told = True
+            self._send_failure(self._fail(failure).failure)
 
     def close(self) -> None:
         """Say goodbye, flush what was sent, free every resource. Safe to repeat, also after a failure; never hangs."""

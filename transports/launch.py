@@ -20,6 +20,8 @@ _FORWARDED: Final = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUS
 _THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _COLOURS: Final = (36, 33, 32, 35, 34, 31)
 _BLOCK: Final = 1 << 16
+_SETTLING_SECONDS: Final = 0.5
+"""After the first failure, for the others to say what they met."""
 OUTPUTS: Final = ("auto", "prefix", "colour", "rank0", "raw")
 
 
@@ -107,7 +109,8 @@ class _Job:
         self.command, self.grace = list(command), grace
         self.selector = selectors.DefaultSelector()
         self.ranks: list[_Rank] = []
-        self.first_failure: _Rank | None = None
+        self.failures: list[_Rank] = []
+        self.settled: float | None = None
         self.deadline: float | None = None
         self.interrupts = 0
         if output == "auto":
@@ -205,25 +208,20 @@ class _Job:
         for key, _ in self.selector.select(seconds):
             if isinstance(key.data, _Stream):
                 self._read(key.data)
-        # A rank killed by a signal is the cause of exits seen in the same moment.
-        ended = [rank for rank in self.ranks if rank.code is None and rank.process.poll() is not None]
-        for rank in sorted(ended, key=lambda rank: rank.process.returncode):
+        for rank in self.ranks:
+            if rank.code is not None or rank.process.poll() is None:
+                continue
             rank.code = rank.process.returncode
             for key in list(self.selector.get_map().values()):
                 if key.data is rank:
                     self.selector.unregister(key.fd)
                     os.close(key.fd)
-            if rank.code != 0 and not rank.ended_by_us and self.first_failure is None:
-                self._wait_for_cause(rank)
-
-    def _wait_for_cause(self, rank: _Rank) -> None:
-        """Take `rank` as the first failure, unless a rank that a signal killed shows up at the same moment."""
-        self.first_failure = rank
-        for other in self.ranks:
-            if other.code is None and other.process.poll() is not None and other.process.returncode < 0 <= (rank.code or 0):
-                self.first_failure = other
-        self._signal_all(signal.SIGTERM)
-        self.deadline = time.monotonic() + self.grace
+            if rank.code != 0 and not rank.ended_by_us:
+                self.failures.append(rank)
+                self.settled = self.settled or time.monotonic() + _SETTLING_SECONDS
+        if self.settled is not None and time.monotonic() > self.settled and self.deadline is None:
+            self._signal_all(signal.SIGTERM)
+            self.deadline = time.monotonic() + self.grace
 
     def _read(self, stream: _Stream) -> bool:
         try:
@@ -248,7 +246,9 @@ class _Job:
                 stream.finish()
 
     def _report(self) -> int:
-        failed = self.first_failure or next((rank for rank in self.ranks if rank.code), None)
+        # Ranks that lost a peer end with an uncaught exception, so with code 1: any other ending is nearer to the cause.
+        failures = self.failures or [rank for rank in self.ranks if rank.code]
+        failed = min(failures, key=lambda rank: (rank.code or 0) >= 0 and 1 + (rank.code == 1), default=None)
         if failed is None or failed.code is None:
             return 0
         if failed.code < 0:

@@ -160,7 +160,7 @@ def _join(
             reason = str(error)
         if time.monotonic() + _RETRY_SECONDS > deadline:
             raise RendezvousError(
-                f"rank {world.rank} found nobody at {shown} within {timeout:g} s ({reason}); is rank {0 if address == world.rendezvous else '?'} "
+                f"rank {world.rank} found nobody at {shown} within {timeout:g} s ({reason}); is the rank that listens there "
                 "running, and the address reachable from here?"
             )
         time.sleep(_RETRY_SECONDS)

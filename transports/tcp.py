@@ -8,7 +8,7 @@ import socket
 import time
 import weakref
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from transports.base import NO_LABEL, Arrival, Request, Transport
@@ -158,6 +158,7 @@ class TcpTransport(Transport):
 
     def _control(self, peer: int, kind: Frame, payload: bytes) -> None:
         if kind is Frame.ABORT:
+            self._others_told = True  # by whoever met it
             raise self._fail(Failure.decode(payload))
         self._links[peer].left = self._anyone_left = True
 
@@ -212,14 +213,18 @@ class TcpTransport(Transport):
             self._flush_all(_CLOSE_SECONDS)
         for link in self._links.values():
             _shut(link.connection)
-        self._drain()
+        if self.failure is None:
+            self._drain(self._links)
+        else:
+            # The rank that failed ends before those that learnt of it: a launcher then sees the cause first.
+            self._drain([self.failure.origin] if self.failure.origin in self._links else [])
         self._release()
 
-    def _drain(self) -> None:
-        """Read for a moment what peers still send: closing a socket with unread data would destroy what is on its way out."""
+    def _drain(self, peers: Iterable[int]) -> None:
+        """Read for a moment what peers still send, until they close: unread data would destroy what is on its way out."""
         scratch = bytearray(1 << 16)
         deadline = time.monotonic() + _DRAIN_SECONDS
-        waiting = {link.connection for link in self._links.values() if not link.left}
+        waiting = {self._links[peer].connection for peer in peers if not self._links[peer].left}
         with selectors.DefaultSelector() as readable:
             for connection in waiting:
                 readable.register(connection, selectors.EVENT_READ)

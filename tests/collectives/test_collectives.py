@@ -1,0 +1,241 @@
+"""Every collective on threads, against what its row in the spec says."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import collectives as cc
+import kernels
+from collectives.spec import COLLECTIVES
+from collectives.testing import run_ranks
+from kernels import dtypes
+
+SLICE = 64
+COUNTS = st.sampled_from([0, 1, 2, 3, 5, 7, 13, 31, 64, 97, 211])
+MOVING = st.sampled_from(dtypes.DTYPES)
+REDUCING = st.sampled_from([(op, dtype) for op in cc.ReduceOp for dtype in dtypes.DTYPES if kernels.supported(op, dtype)])
+
+
+def block(rank, index, count, dtype):
+    """Small whole numbers, exact in every dtype and every order of reduction."""
+    values = (np.arange(count) * 5 + rank * 3 + index) % 3
+    return (values > 0 if dtype.kind == "b" else values).astype(dtype)
+
+
+def expected(collective, size, rank, root, index, count, dtype, op):
+    """Output block `index`, by the spec."""
+    parts = [block(source, b, count, dtype) for source, b in COLLECTIVES[collective].result(size, rank, root, index)]
+    total = parts[0].copy()
+    for part in parts[1:]:
+        kernels.reduce(cc.ReduceOp.SUM if op is cc.ReduceOp.AVG else op, total, part, total)
+    if op is cc.ReduceOp.AVG:
+        kernels.scale(total, 1 / size)
+    return total
+
+
+def same(a, b):
+    return np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+@given(st.integers(1, 9), COUNTS, REDUCING, st.integers(0, 8))
+def test_reductions(size, count, pair, root):
+    op, dtype = pair
+    root %= size
+
+    def rank(comm):
+        me = comm.rank
+        x = block(me, 0, count, dtype)
+        assert comm.all_reduce(x, op) is x
+        assert same(x, expected("all_reduce", size, me, 0, 0, count, dtype, op))
+        x = block(me, 0, count, dtype)
+        out = comm.reduce(x, root, op)
+        assert (out is None) == (me != root)
+        assert out is None or same(out, expected("reduce", size, me, root, 0, count, dtype, op))
+        assert same(x, block(me, 0, count, dtype))
+        x = np.concatenate([block(me, b, count, dtype) for b in range(size)])
+        assert same(comm.reduce_scatter(x, op=op), expected("reduce_scatter", size, me, 0, 0, count, dtype, op))
+        assert same(x, np.concatenate([block(me, b, count, dtype) for b in range(size)]))
+        if op is not cc.ReduceOp.AVG:
+            x = block(me, 0, count, dtype)
+            assert same(comm.scan(x, op), expected("scan", size, me, 0, 0, count, dtype, op))
+
+    run_ranks(size, rank, slice_bytes=SLICE)
+
+
+@given(st.integers(1, 9), COUNTS, MOVING, st.integers(0, 8))
+def test_movements(size, count, dtype, root):
+    root %= size
+
+    def rank(comm):
+        me = comm.rank
+        mine = block(me, 0, count, dtype)
+        blocks = np.stack([block(me, b, count, dtype) for b in range(size)])
+        everyone = np.stack([block(r, 0, count, dtype) for r in range(size)])
+        assert same(comm.all_gather(mine), everyone)
+        gathered = comm.gather(mine, root)
+        assert (gathered is None) if me != root else same(gathered, everyone)
+        x = mine if me == root else np.zeros_like(mine)
+        assert same(comm.broadcast(x, root), block(root, 0, count, dtype))
+        out = np.empty(count, dtype)
+        comm.scatter(blocks if me == root else None, root, out)
+        assert same(out, block(root, me, count, dtype))
+        assert same(comm.all_to_all(blocks), np.stack([block(r, me, count, dtype) for r in range(size)]))
+        comm.barrier()
+
+    run_ranks(size, rank, slice_bytes=SLICE)
+
+
+@given(st.integers(1, 6).flatmap(lambda size: st.lists(st.integers(0, 40), min_size=size, max_size=size)))
+def test_uneven_blocks(counts):
+    size = len(counts)
+
+    def rank(comm):
+        me, dtype = comm.rank, np.dtype(np.int32)
+        mine = block(me, 0, counts[me], dtype)
+        assert same(comm.all_gather_v(mine, counts), np.concatenate([block(r, 0, counts[r], dtype) for r in range(size)]))
+        x = np.concatenate([block(me, b, counts[b], dtype) for b in range(size)])
+        summed = sum(block(r, me, counts[me], dtype) for r in range(size)).astype(dtype)
+        assert same(comm.reduce_scatter_v(x, counts), summed)
+        out = comm.all_to_all_v(x, counts, [counts[me]] * size)
+        assert same(out, np.concatenate([block(r, me, counts[me], dtype) for r in range(size)]))
+
+    run_ranks(size, rank, slice_bytes=SLICE)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("count", [0, 5, 840])
+def test_bytes_on_the_wire(size, count):
+    """DESIGN's numbers: exactly 2(p−1)·N over all ranks for all_reduce, and 2(p−1)/p·N each where p divides N."""
+
+    def rank(comm):
+        comm.all_reduce(np.ones(count, np.float32))
+        comm.all_gather(np.ones(count, np.float32))
+        comm.broadcast(np.ones(count, np.float32))
+        return {name: sum(peers.values()) for name, peers in comm.stats.sent.items()}
+
+    sent = run_ranks(size, rank)
+    assert sum(s["all_reduce"] for s in sent) == 2 * (size - 1) * count * 4
+    if count % size == 0:
+        assert all(s["all_reduce"] * size == 2 * (size - 1) * count * 4 for s in sent)
+    assert all(s["all_gather"] == (size - 1) * count * 4 for s in sent)
+    assert sum(s["broadcast"] for s in sent) == (size - 1) * count * 4
+
+
+def test_in_place_and_strided():
+    def rank(comm):
+        everyone = np.zeros((comm.size, 4))
+        everyone[comm.rank] = comm.rank + 1
+        comm.all_gather(everyone[comm.rank], everyone)
+        assert everyone[:, 0].tolist() == [1, 2, 3]
+        strided = np.ones((6, 4))[::2, 1::2]
+        comm.all_reduce(strided)
+        assert (strided == 3).all()
+        x = np.arange(6.0)
+        comm.all_to_all(x, x)
+        assert x.reshape(3, 2)[:, 0].tolist() == [2.0 * comm.rank] * 3
+        buffer = bytearray(b"\x01" * 5)
+        comm.all_reduce(buffer)
+        assert buffer == b"\x03" * 5
+
+    run_ranks(3, rank)
+
+
+def test_point_to_point_split_and_async():
+    def rank(comm):
+        right, left = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
+        out = np.empty(1000)
+        comm.sendrecv(np.full(1000, comm.rank), right, out.view(np.int64), left)
+        assert (out.view(np.int64) == left).all()
+        halves = comm.split(comm.rank % 2, -comm.rank)
+        assert halves.size == 2
+        assert halves.all_reduce(np.array([comm.rank]))[0] == (2 if comm.rank % 2 == 0 else 4)
+        arrays = [np.full(50, float(k)) for k in range(5)]
+        works = [comm.all_reduce(array, async_op=True) for array in arrays]
+        for k, work in reversed(list(enumerate(works))):
+            assert (work.wait() == 4.0 * k).all()
+            assert work.done()
+        assert comm.split(None if comm.rank == 0 else 1) is None or comm.rank > 0
+        scaled = np.ones(3)
+        comm.all_reduce(scaled, cc.ReduceOp.premultiplied_sum(comm.rank + 1))
+        assert (scaled == 10).all()
+
+    run_ranks(4, rank, slice_bytes=256)
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        (lambda c: c.all_reduce(np.ones(5)), "float64 × 5"),
+        (lambda c: c.all_reduce(np.ones(4, np.float32)), "float32 × 4"),
+        (lambda c: c.all_reduce(np.ones(4), cc.ReduceOp.MAX), "MAX"),
+        (lambda c: c.broadcast(np.ones(4), 1), "broadcast"),
+        (lambda c: c.all_gather(np.ones(4)), "all_gather"),
+    ],
+)
+def test_mismatch_names_both_calls(other, named):
+    def rank(comm):
+        other(comm) if comm.rank == 1 else comm.all_reduce(np.ones(4))
+
+    with pytest.raises(cc.CollectiveMismatch) as caught:
+        run_ranks(3, rank, timeout=20)
+    assert named in str(caught.value)
+    assert "all_reduce(float64 × 4, SUM)" in str(caught.value)
+
+
+def test_timeout_names_who_is_missing():
+    def rank(comm):
+        if comm.rank != 2:
+            comm.timeout = 0.3
+            comm.all_reduce(np.ones(4))
+        else:
+            with pytest.raises(cc.CollectiveTimeout):
+                comm.recv(np.ones(1), 0)
+
+    with pytest.raises(cc.CollectiveTimeout, match="waiting for rank 2|rank 2"):
+        run_ranks(3, rank, timeout=20)
+
+
+def test_failed_communicator_refuses_calls():
+    def rank(comm):
+        if comm.rank == 0:
+            comm.abort("enough")
+        for _ in range(2):
+            with pytest.raises(cc.Aborted, match="rank 0 called abort: enough"):
+                comm.all_reduce(np.ones(2))
+
+    run_ranks(2, rank)
+
+
+def test_local_misuse():
+    def rank(comm):
+        frozen = np.ones(3)
+        frozen.flags.writeable = False
+        for error, message, call in [
+            (TypeError, "x must be an array", lambda: comm.all_reduce([1, 2])),
+            (TypeError, "dtype object", lambda: comm.all_reduce(np.array([object()]))),
+            (ValueError, "read-only", lambda: comm.all_reduce(frozen)),
+            (TypeError, "out has dtype float32", lambda: comm.all_gather(np.ones(2), np.ones(4, np.float32))),
+            (ValueError, "out has 3 elements", lambda: comm.all_gather(np.ones(2), np.ones(3))),
+            (ValueError, "cannot share evenly", lambda: comm.reduce_scatter(np.ones(3))),
+            (ValueError, "root is 2", lambda: comm.broadcast(np.ones(2), 2)),
+            (ValueError, "peer is", lambda: comm.send(np.ones(2), comm.rank)),
+            (TypeError, "use SUM and divide", lambda: comm.all_reduce(np.ones(2, int), cc.ReduceOp.AVG)),
+            (ValueError, "expected 2 numbers", lambda: comm.all_gather_v(np.ones(2), [2])),
+            (ValueError, "must pass out", lambda: comm.scatter(None, 1 - comm.rank)),
+        ]:
+            with pytest.raises(error, match=message):
+                call()
+        assert comm.all_reduce(np.ones(1))[0] == 2
+
+    run_ranks(2, rank)
+
+
+def test_alone():
+    with cc.init() as comm:
+        assert (comm.rank, comm.size) == (0, 1)
+        assert comm.all_reduce(np.ones(3), cc.ReduceOp.AVG).tolist() == [1, 1, 1]
+        comm.barrier()
+        assert comm.stats.bytes_sent == 0
+    with pytest.raises(ValueError, match="closed"):
+        comm.barrier()
