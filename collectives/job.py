@@ -47,5 +47,6 @@ def _leave() -> None:
             rank = job.transport.rank
             job.transport.abort(Failure("PeerLost", rank, f"rank {rank} ended with {type(error).__name__}: {error}"))
             if job.transport.failure is not None and job.transport.failure.origin == rank:
+                job.transport.leave_job()
                 continue  # the connections end with the process: the others see who was the first
         job.close()

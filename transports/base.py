@@ -231,6 +231,9 @@ class Transport(ABC):
             self.closed = True
             self._close()
 
+    def leave_job(self) -> None:  # noqa: B027
+        """Called last in a process that ends because of a failure, for transports whose peers would wait for it otherwise."""
+
     def _fail(self, failure: Failure) -> JobFailed:
         """Record the first cause and return the exception to raise."""
         if self.failure is None:

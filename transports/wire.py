@@ -204,6 +204,12 @@ def encode_header(kind: Frame, channel: int, label: bytes, length: int) -> bytes
     return _HEADER.pack(kind, channel, label, length)
 
 
+def decode_header(data: memoryview) -> tuple[Frame, int, bytes, int]:
+    """Kind, channel, label and length of the frame whose header begins `data`; raises ValueError if it is none."""
+    kind, channel, label, length = _HEADER.unpack_from(data)
+    return Frame(kind), channel, label, length
+
+
 class FrameReader:
     """Cuts a byte stream into frames, and lets large payloads go straight to where they belong.
 
