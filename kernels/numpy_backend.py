@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import numpy as np
 
-from kernels.dtypes import SHORT_FLOATS
+from kernels.dtypes import SHORT_FLOATS, kind_of
 from kernels.ops import TABLE, ReduceOp
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
+def _maximum(a: Array, b: Array, out: Array | None = None) -> Array:
+    """Maximum of IEEE 754-2019: -0 < +0; which of them numpy takes depends on the element's place."""
+    result = np.where((a == 0) & (b == 0), a + b, np.maximum(a, b))
+    return np.positive(result, out=out)
+
+
+def _minimum(a: Array, b: Array, out: Array | None = None) -> Array:
+    return np.negative(_maximum(-a, -b), out=out)
+
+
+_ON_FLOATS: Final[dict[ReduceOp, Callable[..., Array]]] = {ReduceOp.MIN: _minimum, ReduceOp.MAX: _maximum}
+
+
 def reduce_many(op: ReduceOp, inputs: Sequence[Array], out: Array) -> None:
     """out = inputs[0] op inputs[1] op …; 16-bit floats are accumulated in float32 and rounded once."""
-    function = TABLE[op].function
+    function: Callable[..., Array] = TABLE[op].function
+    if kind_of(out.dtype) == "f":
+        function = _ON_FLOATS.get(op, function)
     short = out.dtype in SHORT_FLOATS
     with np.errstate(all="ignore"):
         total = inputs[0].astype(np.float32) if short else inputs[0]

@@ -20,7 +20,7 @@ _FORWARDED: Final = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUS
 _THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _COLOURS: Final = (36, 33, 32, 35, 34, 31)
 _BLOCK: Final = 1 << 16
-_SETTLING_SECONDS: Final = 0.5
+_SETTLING_SECONDS: Final = 1.0
 """After the first failure, for the others to say what they met."""
 OUTPUTS: Final = ("auto", "prefix", "colour", "rank0", "raw")
 

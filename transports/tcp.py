@@ -214,16 +214,16 @@ class TcpTransport(Transport):
         for link in self._links.values():
             _shut(link.connection)
         if self.failure is None:
-            self._drain(self._links)
+            self._drain(self._links, _DRAIN_SECONDS)
         else:
             # The rank that failed ends before those that learnt of it: a launcher then sees the cause first.
-            self._drain([self.failure.origin] if self.failure.origin in self._links else [])
+            self._drain([self.failure.origin] if self.failure.origin in self._links else [], _CLOSE_SECONDS)
         self._release()
 
-    def _drain(self, peers: Iterable[int]) -> None:
+    def _drain(self, peers: Iterable[int], seconds: float) -> None:
         """Read for a moment what peers still send, until they close: unread data would destroy what is on its way out."""
         scratch = bytearray(1 << 16)
-        deadline = time.monotonic() + _DRAIN_SECONDS
+        deadline = time.monotonic() + seconds
         waiting = {self._links[peer].connection for peer in peers if not self._links[peer].left}
         with selectors.DefaultSelector() as readable:
             for connection in waiting:

@@ -104,18 +104,32 @@ struct Product {
     }
 };
 
-// A NaN on either side wins, as in numpy.
+// minimum and maximum of IEEE 754-2019: a NaN on either side wins, and -0 < +0, so that neither the order of the
+// operands nor an element's place shows. Equal floats differ at most in the sign bit.
+template <typename T>
+using Bits = std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>;
+
 struct Minimum {
     template <typename T>
     static T apply(T a, T b) {
-        return a <= b || a != a ? a : b;
+        if constexpr (std::is_floating_point_v<T>) {
+            const T lower = std::bit_cast<T>(std::bit_cast<Bits<T>>(a) | std::bit_cast<Bits<T>>(b));
+            return a == b ? lower : (a < b || a != a ? a : b);
+        } else {
+            return a < b ? a : b;
+        }
     }
 };
 
 struct Maximum {
     template <typename T>
     static T apply(T a, T b) {
-        return a >= b || a != a ? a : b;
+        if constexpr (std::is_floating_point_v<T>) {
+            const T upper = std::bit_cast<T>(std::bit_cast<Bits<T>>(a) & std::bit_cast<Bits<T>>(b));
+            return a == b ? upper : (a > b || a != a ? a : b);
+        } else {
+            return a > b ? a : b;
+        }
     }
 };
 

@@ -1,0 +1,1 @@
+"""Benchmarks: one short file a collective, one harness; see PERFORMANCE.md for what the columns mean."""

