@@ -16,7 +16,11 @@ from bench.harness import HEADER, Case, contestants, line, measure
 
 
 def _cases() -> dict[str, Case]:
-    modules = (importlib.import_module(f"bench.{module.name}") for module in pkgutil.iter_modules(bench.__path__) if module.name != "__main__")
+    modules = (
+        importlib.import_module(f"bench.{module.name}")
+        for module in pkgutil.iter_modules(bench.__path__)
+        if module.name != "__main__"
+    )
     return {module.CASE.name: module.CASE for module in modules if hasattr(module, "CASE")}
 
 
@@ -42,7 +46,9 @@ def main() -> int:
     if unknown:
         parser.error(f"there is no benchmark {unknown[0]}; there are: {', '.join(cases)}")
     notes: list[str] = []
-    comm, runners = contestants(arguments.transports.split(","), [p for p in arguments.peers.split(",") if p], notes.append)
+    comm, runners = contestants(
+        arguments.transports.split(","), [p for p in arguments.peers.split(",") if p], notes.append
+    )
     cores = sorted(os.sched_getaffinity(0))
     # Ranks that wake each other may end up on one core, where a peer that spins would wait for the scheduler.
     os.sched_setaffinity(0, {cores[comm.rank % len(cores)]})
@@ -53,7 +59,9 @@ def main() -> int:
     rows = []
     for name in arguments.collectives or cases:
         if leader:
-            print(f"\n# {name}, {comm.size} ranks, median of {arguments.iterations}; ratio = best peer's time ÷ ours\n{HEADER}")
+            print(
+                f"\n# {name}, {comm.size} ranks, median of {arguments.iterations}; ratio = best peer's time ÷ ours\n{HEADER}"
+            )
         size = arguments.min_bytes
         while size <= arguments.max_bytes:
             count = max(1, size // 4 // comm.size) * comm.size

@@ -20,4 +20,6 @@ def _gloo(dist, x, out):
     dist.all_reduce(torch.from_numpy(x))
 
 
-CASE = Case("all_reduce", lambda n: 2 * (n - 1) / n, "sum", _prepare, lambda comm, x, out: comm.all_reduce(x), _mpi, _gloo)
+CASE = Case(
+    "all_reduce", lambda n: 2 * (n - 1) / n, "sum", _prepare, lambda comm, x, out: comm.all_reduce(x), _mpi, _gloo
+)

@@ -16,4 +16,12 @@ def _gloo(dist, x, out):
     dist.broadcast(torch.from_numpy(x), 0)
 
 
-CASE = Case("broadcast", lambda n: 1.0, "none", _prepare, lambda comm, x, out: comm.broadcast(x), lambda comm, x, out: comm.Bcast(x), _gloo)
+CASE = Case(
+    "broadcast",
+    lambda n: 1.0,
+    "none",
+    _prepare,
+    lambda comm, x, out: comm.broadcast(x),
+    lambda comm, x, out: comm.Bcast(x),
+    _gloo,
+)

@@ -98,7 +98,9 @@ def _add_gloo(found: list[Contestant], comm: cc.Communicator) -> str:
     comm.broadcast(port)
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port[0]}", rank=comm.rank, world_size=comm.size)
     found.append(
-        Contestant("gloo", lambda case, x, out: case.gloo and case.gloo(dist, x, out), lambda case: case.gloo is not None)
+        Contestant(
+            "gloo", lambda case, x, out: case.gloo and case.gloo(dist, x, out), lambda case: case.gloo is not None
+        )
     )
     return ""
 

@@ -63,7 +63,9 @@ def _positive(text: str) -> int:
 
 def main() -> int:
     """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m collectives", description="Collective communication between ranks.")
+    parser = argparse.ArgumentParser(
+        prog="python -m collectives", description="Collective communication between ranks."
+    )
     commands = parser.add_subparsers(required=True, metavar="command")
     add_run_command(commands)
     listing = commands.add_parser("list", help="the algorithms, transports and kernels that are here")

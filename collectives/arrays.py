@@ -25,7 +25,7 @@ def as_array(x: object, name: str) -> Array:
             "copy it to the host first, for example with cupy.asnumpy(x) or x.cpu()"
         )
     elif hasattr(x, "__dlpack__"):
-        array = np.from_dlpack(x)  # type: ignore[arg-type]
+        array = np.from_dlpack(x)
     else:
         try:
             array = np.asarray(memoryview(x))  # type: ignore[arg-type]
@@ -44,7 +44,9 @@ class Operand:
     def __init__(self, x: object, name: str, *, writable: bool = False) -> None:
         self.array = as_array(x, name)
         if writable and not self.array.flags.writeable:
-            raise ValueError(f"{name} is read-only, and the result goes there; pass a writable array, for example {name}.copy()")
+            raise ValueError(
+                f"{name} is read-only, and the result goes there; pass a writable array, for example {name}.copy()"
+            )
         self.strided = not self.array.flags.c_contiguous
         self.flat: Array = np.ascontiguousarray(self.array).reshape(-1)
 

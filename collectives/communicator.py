@@ -6,7 +6,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from itertools import accumulate
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Literal, Self, TypeVar, overload
 
@@ -69,16 +68,21 @@ class Communicator:
         """Reduce `x` over all ranks, in place; returns `x`."""
         array = Operand(x, "x", writable=True)
         counts = (array.flat.size,)
-        return self._collective("all_reduce", array, array, counts, counts, x, op=op, async_op=async_op)
+        result: X | Work[X] = self._collective("all_reduce", array, array, counts, counts, x, op=op, async_op=async_op)
+        return result
 
     def all_gather(self, x: object, out: object | None = None, *, async_op: bool = False) -> Any:
         """Gather `x` of all ranks; returns `out`, by default a new array of shape (size, *x.shape)."""
         array = Operand(x, "x")
         target = output_for(out, (self.size, *array.array.shape), array.array, "all_gather")
         counts = (array.flat.size,)
-        return self._collective("all_gather", array, target, counts, counts * self.size, _result(out, target), async_op=async_op)
+        return self._collective(
+            "all_gather", array, target, counts, counts * self.size, _result(out, target), async_op=async_op
+        )
 
-    def reduce_scatter(self, x: object, out: object | None = None, op: Op = ReduceOp.SUM, *, async_op: bool = False) -> Any:
+    def reduce_scatter(
+        self, x: object, out: object | None = None, op: Op = ReduceOp.SUM, *, async_op: bool = False
+    ) -> Any:
         """Reduce `x` over all ranks and keep block `rank` of its first dimension; returns `out`.
 
         The first dimension (or, failing that, the element count, for a flat result) must be a multiple of the size; see
@@ -120,7 +124,9 @@ class Communicator:
             return self._collective("gather", array, _nothing(array), counts, (), None, root=root, async_op=async_op)
         target = output_for(out, (self.size, *array.array.shape), array.array, "gather")
         result = _result(out, target)
-        return self._collective("gather", array, target, counts, counts * self.size, result, root=root, async_op=async_op)
+        return self._collective(
+            "gather", array, target, counts, counts * self.size, result, root=root, async_op=async_op
+        )
 
     def scatter(self, x: object | None, root: int = 0, out: object | None = None, *, async_op: bool = False) -> Any:
         """Send block r of the root's `x` to rank r; returns `out`, which ranks other than the root must give (`x` is None there)."""
@@ -131,11 +137,15 @@ class Communicator:
             inputs = (target.flat.size,) * self.size
         else:
             if out is None:
-                raise ValueError(f"scatter: rank {self.rank} is not the root, so it must pass out, where its block goes")
+                raise ValueError(
+                    f"scatter: rank {self.rank} is not the root, so it must pass out, where its block goes"
+                )
             target = Operand(out, "out", writable=True)
             array, inputs = _nothing(target), ()
         counts = (target.flat.size,)
-        return self._collective("scatter", array, target, inputs, counts, _result(out, target), root=root, async_op=async_op)
+        return self._collective(
+            "scatter", array, target, inputs, counts, _result(out, target), root=root, async_op=async_op
+        )
 
     def all_to_all(self, x: object, out: object | None = None, *, async_op: bool = False) -> Any:
         """Send block r of `x` to rank r; returns `out`, shaped as `x`, whose block s came from rank s."""
@@ -158,17 +168,27 @@ class Communicator:
 
     # Uneven blocks
 
-    def all_gather_v(self, x: object, counts: Sequence[int], out: object | None = None, *, async_op: bool = False) -> Any:
+    def all_gather_v(
+        self, x: object, counts: Sequence[int], out: object | None = None, *, async_op: bool = False
+    ) -> Any:
         """As `all_gather`, with `counts[r]` elements from rank r (zero included), known to all ranks; returns a flat `out`."""
         array = Operand(x, "x")
         counts = self._check_counts(counts, "counts", "all_gather_v")
         _check_total(array, counts[self.rank : self.rank + 1], "all_gather_v", f"counts[{self.rank}]")
         target = output_for(out, (sum(counts),), array.array, "all_gather_v")
         inputs = (counts[self.rank],)
-        return self._collective("all_gather", array, target, inputs, counts, _result(out, target), blocks=counts, async_op=async_op)
+        return self._collective(
+            "all_gather", array, target, inputs, counts, _result(out, target), blocks=counts, async_op=async_op
+        )
 
     def reduce_scatter_v(
-        self, x: object, counts: Sequence[int], out: object | None = None, op: Op = ReduceOp.SUM, *, async_op: bool = False
+        self,
+        x: object,
+        counts: Sequence[int],
+        out: object | None = None,
+        op: Op = ReduceOp.SUM,
+        *,
+        async_op: bool = False,
     ) -> Any:
         """As `reduce_scatter`, with `counts[r]` elements to rank r (zero included); returns a flat `out`."""
         array = Operand(x, "x")
@@ -177,7 +197,15 @@ class Communicator:
         target = output_for(out, (counts[self.rank],), array.array, "reduce_scatter_v")
         outputs = (counts[self.rank],)
         return self._collective(
-            "reduce_scatter", array, target, counts, outputs, _result(out, target), op=op, blocks=counts, async_op=async_op
+            "reduce_scatter",
+            array,
+            target,
+            counts,
+            outputs,
+            _result(out, target),
+            op=op,
+            blocks=counts,
+            async_op=async_op,
         )
 
     def all_to_all_v(
@@ -200,7 +228,9 @@ class Communicator:
                 f"{outputs[self.rank]}; what this rank sends to itself must be what it receives from itself"
             )
         target = output_for(out, (sum(outputs),), array.array, "all_to_all_v")
-        return self._collective("all_to_all", array, target, inputs, outputs, _result(out, target), count=0, async_op=async_op)
+        return self._collective(
+            "all_to_all", array, target, inputs, outputs, _result(out, target), count=0, async_op=async_op
+        )
 
     # Point to point
 
@@ -270,7 +300,9 @@ class Communicator:
         """A snapshot of what this communicator has done on this rank."""
         local = {world: rank for rank, world in enumerate(self._members)}
         sent = {name: {local[peer]: n for peer, n in ledger.sent.items()} for name, ledger in self._ledgers.items()}
-        received = {name: {local[peer]: n for peer, n in ledger.received.items()} for name, ledger in self._ledgers.items()}
+        received = {
+            name: {local[peer]: n for peer, n in ledger.received.items()} for name, ledger in self._ledgers.items()
+        }
         return Stats(
             frozen(sent), frozen(received), MappingProxyType(dict(self._calls)), MappingProxyType(dict(self._waited))
         )  # fmt: skip
@@ -278,7 +310,9 @@ class Communicator:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if error is not None:
             self.abort(f"{type(error).__name__}: {error}")
         self.close()
@@ -324,7 +358,9 @@ class Communicator:
         channel = (self._context << 32) | (self._sequence & 0xFFFFFFFF)
         run_op = ReduceOp.SUM if named_op is ReduceOp.AVG else named_op
         arrays = {"in": source.flat, "out": target.flat}
-        execution = Execution(call, self._sequence, plan, arrays, self._members, channel, self._ledgers[name], run_op, finish)
+        execution = Execution(
+            call, self._sequence, plan, arrays, self._members, channel, self._ledgers[name], run_op, finish
+        )
         return self._launch(name, execution, result, async_op)
 
     def _prepare(
@@ -362,7 +398,9 @@ class Communicator:
             return False
         return same
 
-    def _point_to_point(self, array: Operand, instruction: Any, peer: int, tag: int, result: object, async_op: bool) -> Any:
+    def _point_to_point(
+        self, array: Operand, instruction: Any, peer: int, tag: int, result: object, async_op: bool
+    ) -> Any:
         self._check_open()
         if not 0 <= peer < self.size or peer == self.rank:
             raise ValueError(f"peer is {peer}; expected another rank, 0 to {self.size - 1} and not {self.rank}")
@@ -376,7 +414,9 @@ class Communicator:
         channel = ((self._context | _POINT_TO_POINT) << 32) | tag
         arrays = {"in": array.flat, "out": array.flat}
         finish = array.write_back if instruction.target is not None else None
-        execution = Execution(call, tag, plan, arrays, self._members, channel, self._ledgers["send/recv"], finish=finish)
+        execution = Execution(
+            call, tag, plan, arrays, self._members, channel, self._ledgers["send/recv"], finish=finish
+        )
         return self._launch("send/recv", execution, result, async_op)
 
     def _launch(self, name: str, execution: Execution, result: object, async_op: bool) -> Any:
@@ -442,6 +482,11 @@ def _result(out: object | None, target: Operand) -> object:
 
 @lru_cache(maxsize=1024)
 def _cached_plan(
-    schedule: Schedule, rank: int, inputs: tuple[int, ...], outputs: tuple[int, ...], slice_elements: int, in_place: bool
+    schedule: Schedule,
+    rank: int,
+    inputs: tuple[int, ...],
+    outputs: tuple[int, ...],
+    slice_elements: int,
+    in_place: bool,
 ) -> Plan:
     return compile_plan(schedule, rank, inputs, outputs, slice_elements, in_place=in_place)

@@ -28,7 +28,10 @@ def all_reduce_from(reduce_scatter: Schedule, all_gather: Schedule) -> Schedule:
     def program(rank: int) -> Iterator[Row]:
         own = Ref("out", rank)
         for row in reduce_scatter.program(rank):
-            yield renamed(row, lambda ref: own if ref.buffer == "out" else replace(ref, buffer="out") if ref.buffer == "tmp" else ref)
+            yield renamed(
+                row,
+                lambda ref: own if ref.buffer == "out" else replace(ref, buffer="out") if ref.buffer == "tmp" else ref,
+            )
         for row in all_gather.program(rank):
             yield renamed(row, lambda ref: own if ref.buffer == "in" else ref)
 

@@ -91,7 +91,8 @@ class Execution:
 
 def bytes_of(array: Array) -> memoryview:
     """The memory of a contiguous array, as bytes."""
-    return memoryview(array.view(np.uint8)).cast("B") if array.size else memoryview(b"")
+    flat: Any = array.view(np.uint8)
+    return memoryview(flat).cast("B") if array.size else memoryview(b"")
 
 
 class Engine:
@@ -129,14 +130,13 @@ class Engine:
         """
         deadline = time.monotonic() + timeout
         with _Translate(self, execution):
+            self._advance_all()
             while not execution.done:
-                self._advance_all()
-                if execution.done:
-                    break
                 remaining = deadline - time.monotonic()
                 if remaining <= 0:
                     raise CollectiveTimeout(_timeout_message(execution, timeout))
                 self.transport.progress(remaining)
+                self._advance_all()
 
     def _advance_all(self) -> None:
         for execution in tuple(self.active):
@@ -274,9 +274,13 @@ class _Translate:
         else:
             if not isinstance(error, CommunicationError):
                 reason = f"{type(error).__name__}: {error}".rstrip(": ")
-                transport.abort(Failure("Aborted", transport.rank, f"rank {transport.rank} stopped in {execution.call}: {reason}"))
+                transport.abort(
+                    Failure("Aborted", transport.rank, f"rank {transport.rank} stopped in {execution.call}: {reason}")
+                )
             return
-        translated.add_note(f"in call {execution.sequence} of this communicator on rank {transport.rank}: {execution.call}")
+        translated.add_note(
+            f"in call {execution.sequence} of this communicator on rank {transport.rank}: {execution.call}"
+        )
         transport.abort(Failure(type(translated).__name__, transport.rank, str(translated)))
         execution.error = translated
         if translated is error:
@@ -286,7 +290,9 @@ class _Translate:
 
 def _mismatch_message(execution: Execution, error: LabelMismatch, rank: int) -> str:
     if error.sizes is not None:
-        detail = f"the message has {error.sizes[1]} bytes where {error.sizes[0]} were expected: the element counts differ"
+        detail = (
+            f"the message has {error.sizes[1]} bytes where {error.sizes[0]} were expected: the element counts differ"
+        )
     else:
         detail = "make the same calls in the same order, with the same dtype, operation, count and root, on all ranks"
         detail += difference(error.ours, error.theirs)

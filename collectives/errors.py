@@ -12,6 +12,19 @@ from transports.errors import (
     TransportUnavailable,
 )
 
+__all__ = [
+    "Aborted",
+    "AuthenticationError",
+    "CollectiveMismatch",
+    "CollectiveTimeout",
+    "CommunicationError",
+    "PeerLost",
+    "RendezvousError",
+    "ScheduleError",
+    "TransportUnavailable",
+    "exception_of",
+]
+
 
 class CollectiveMismatch(CommunicationError):
     """Two ranks made different calls where the same one was due; both calls are named."""
@@ -49,5 +62,7 @@ _TYPES: dict[str, type[CommunicationError]] = {
 def exception_of(failure: Failure, rank: int) -> CommunicationError:
     """The exception that `rank` raises for a failure: of the original kind, with who reported it when it was another rank."""
     kind = _TYPES.get(failure.kind, CommunicationError)
-    reporter = "" if failure.origin in (rank, -1) or failure.kind == "PeerLost" else f" (reported by rank {failure.origin})"
+    reporter = (
+        "" if failure.origin in (rank, -1) or failure.kind == "PeerLost" else f" (reported by rank {failure.origin})"
+    )
     return kind(failure.message + reporter)

@@ -144,7 +144,9 @@ def compile_plan(
         Task(instruction.kind, instruction.peer, source, target, step, len(waits[task]), tuple(dependents[task]))
         for task, (instruction, source, target, step) in enumerate(drafts)
     )
-    scratch = [span.stop for task in tasks for span in (task.source, task.target) if span is not None and span.buffer == "tmp"]
+    scratch = [
+        span.stop for task in tasks for span in (task.source, task.target) if span is not None and span.buffer == "tmp"
+    ]
     return Plan(
         tasks,
         _by_peer(tasks, (Kind.SEND,)),

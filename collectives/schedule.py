@@ -141,12 +141,12 @@ class Schedule:
         """The table: one line a step, one column a rank."""
         cells = [["step", *(f"rank {rank}" for rank in range(self.size))]]
         for step in range(self.steps):
-            line = [str(step)]
-            for program in self.programs:
-                line.append(", ".join(map(str, program[step])) if step < len(program) else "")
-            cells.append(line)
+            row = (", ".join(map(str, program[step])) if step < len(program) else "" for program in self.programs)
+            cells.append([str(step), *row])
         widths = [max(len(line[column]) for line in cells) for column in range(self.size + 1)]
-        lines = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+        lines = [
+            "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells
+        ]
         root = f", root {self.root}" if self.root else ""
         head = f"{self.collective} by {self.algorithm}, {self.size} ranks{root}, {self.pieces} chunk{'s' * (self.pieces > 1)} a block"
         return "\n".join((head, lines[0], "  ".join("─" * width for width in widths), *lines[1:]))

@@ -124,7 +124,11 @@ class _Run:
         return self.schedule.scratch_like if buffer == "tmp" else buffer
 
     def chunks(self, rank: int, step: int, ref: Ref) -> list[Location]:
-        if ref.count < 1 or ref.chunk < 0 or ref.chunk + ref.count > self.blocks(rank, ref.buffer) * self.schedule.pieces:
+        if (
+            ref.count < 1
+            or ref.chunk < 0
+            or ref.chunk + ref.count > self.blocks(rank, ref.buffer) * self.schedule.pieces
+        ):
             available = self.blocks(rank, ref.buffer) * self.schedule.pieces
             raise ScheduleError(f"the buffer has {available} chunks here", rank, step, str(ref))
         return [self.locate(rank, ref.buffer, chunk) for chunk in range(ref.chunk, ref.chunk + ref.count)]
@@ -153,12 +157,16 @@ class _Run:
             if peer is not None and (peer == rank or not 0 <= peer < self.schedule.size):
                 raise ScheduleError(f"there is no peer {peer} for this rank", rank, step, str(source or target))
             if source is not None and target is not None and self.sizes(rank, source) != self.sizes(rank, target):
-                raise ScheduleError(f"{source} and {target} differ in size when blocks are uneven", rank, step, str(target))
+                raise ScheduleError(
+                    f"{source} and {target} differ in size when blocks are uneven", rank, step, str(target)
+                )
             values = self.read(rank, step, source) if source is not None else None
             if peer is None:
                 assert values is not None and target is not None
                 if instruction.kind is Kind.REDUCE:
-                    values = [self.values.reduced(a, b) for a, b in zip(self.read(rank, step, target), values, strict=True)]
+                    values = [
+                        self.values.reduced(a, b) for a, b in zip(self.read(rank, step, target), values, strict=True)
+                    ]
                 state.writes.extend(zip(self.chunks(rank, step, target), values, strict=True))
                 continue
             state.unmatched += 1
@@ -293,7 +301,9 @@ def _difference(found: Counter[tuple[int, int, int]], expected: Counter[tuple[in
     """Which contributions are missing, and which are too many."""
 
     def listed(items: Counter[tuple[int, int, int]]) -> str:
-        return ", ".join(f"block {b} piece {p} of rank {r}" + (f" ×{n}" if n > 1 else "") for (r, b, p), n in sorted(items.items()))
+        return ", ".join(
+            f"block {b} piece {p} of rank {r}" + (f" ×{n}" if n > 1 else "") for (r, b, p), n in sorted(items.items())
+        )
 
     missing, extra = expected - found, found - expected
     parts = [f"missing {listed(missing)}"] if missing else []

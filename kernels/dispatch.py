@@ -39,7 +39,9 @@ def reduce_many(op: ReduceOp, inputs: Sequence[Array], out: Array) -> None:
         if array.dtype != out.dtype:
             raise TypeError(f"{name} has dtype {array.dtype}, expected {out.dtype} as out")
         if array.shape != out.shape or array.ndim != 1 or not array.flags.c_contiguous:
-            raise ValueError(f"{name} has shape {array.shape}; expected one dimension, contiguous, with {out.size} elements")
+            raise ValueError(
+                f"{name} has shape {array.shape}; expected one dimension, contiguous, with {out.size} elements"
+            )
         if array is not out and array.ctypes.data != out.ctypes.data and np.may_share_memory(array, out):
             raise ValueError(f"{name} and out overlap in part; pass the same array or arrays apart")
     if not inputs:

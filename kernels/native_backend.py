@@ -54,9 +54,13 @@ def load() -> NativeBackend | None:
     except ImportError as error:
         if wanted == "auto":
             return None
-        raise ImportError(f"COLLECTIVES_KERNELS is {wanted!r}, but the native module is not built ({error}): make setup") from None
+        raise ImportError(
+            f"COLLECTIVES_KERNELS is {wanted!r}, but the native module is not built ({error}): make setup"
+        ) from None
     asked = [wanted.removeprefix("native-")] if wanted.startswith("native-") else list(reversed(_ISAS))
     for isa in asked:
         if module.has_isa(_ISAS.index(isa)):
             return NativeBackend(module, isa)
-    raise ImportError(f"COLLECTIVES_KERNELS is {wanted!r}, which this processor or this build cannot run; leave it at auto")
+    raise ImportError(
+        f"COLLECTIVES_KERNELS is {wanted!r}, which this processor or this build cannot run; leave it at auto"
+    )

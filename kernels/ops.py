@@ -64,9 +64,13 @@ def supported(op: ReduceOp, dtype: np.dtype[Any]) -> bool:
 def check(op: ReduceOp, dtype: np.dtype[Any]) -> None:
     """Raise TypeError, saying what is supported, unless `op` reduces arrays of `dtype`."""
     if not isinstance(op, ReduceOp):
-        raise TypeError(f"op is {op!r}; expected a ReduceOp: {', '.join(o.name for o in ReduceOp)}, or a premultiplied sum")
+        raise TypeError(
+            f"op is {op!r}; expected a ReduceOp: {', '.join(o.name for o in ReduceOp)}, or a premultiplied sum"
+        )
     if supported(op, dtype):
         return
-    fitting = ", ".join(other.name for other in ReduceOp if supported(other, dtype)) or "none: it is for moving data only"
+    fitting = (
+        ", ".join(other.name for other in ReduceOp if supported(other, dtype)) or "none: it is for moving data only"
+    )
     hint = "; use SUM and divide" if op is ReduceOp.AVG else ""
     raise TypeError(f"{op.name} does not reduce {dtype}; operations that do: {fitting}{hint}")

@@ -45,9 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Train a GPT on bytes, under a launcher or with ranks of its own.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    train.add_argument(
-        "--layout", default="dp4", help="dp and the number of ranks among which each batch is shared"
-    )
+    train.add_argument("--layout", default="dp4", help="dp and the number of ranks among which each batch is shared")
     train.add_argument(
         "--data", required=True, help="a file, a folder, or stdlib: the sources of Python's standard library"
     )
@@ -81,8 +79,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         **{field.name: getattr(arguments, field.name) for field in fields(TrainingConfiguration)}
     )
     others = {
-        name: getattr(arguments, name)
-        for name in ("data", "threads", "report", "plot", "generate", "compare_steps")
+        name: getattr(arguments, name) for name in ("data", "threads", "report", "plot", "generate", "compare_steps")
     }
     return Options(ranks=parse_layout(arguments.layout), training=training, **others)
 

@@ -47,9 +47,7 @@ class Corpus:
 
     def batch(self, seed: int, step: int, samples: range, sequence: int) -> Bytes:
         """Return training windows (len(samples), sequence + 1) for these global sample numbers."""
-        starts = integers(
-            seed, f"data order/{step}", samples.start, samples.stop, bound=len(self.training) - sequence
-        )
+        starts = integers(seed, f"data order/{step}", samples.start, samples.stop, bound=len(self.training) - sequence)
         return _windows(self.training, starts, sequence)
 
     def validation_batch(self, windows: int, samples: range, sequence: int) -> Bytes:
@@ -83,9 +81,7 @@ def load(source: str) -> Corpus:
     else:
         root = Path(source)
         if not root.exists():
-            raise DataError(
-                f"--data {source}: no such file or folder; give a file, a folder or {STANDARD_LIBRARY!r}"
-            )
+            raise DataError(f"--data {source}: no such file or folder; give a file, a folder or {STANDARD_LIBRARY!r}")
         files = list(_walk(root)) if root.is_dir() else [root]
     training: list[bytes] = []
     validation: list[bytes] = []
@@ -94,9 +90,7 @@ def load(source: str) -> Corpus:
             text = path.read_bytes()
         except OSError as error:
             raise DataError(f"--data {source}: cannot read {path}: {error.strerror}") from error
-        held_out = (
-            int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") % _VALIDATION_ONE_IN == 0
-        )
+        held_out = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") % _VALIDATION_ONE_IN == 0
         (validation if held_out else training).append(text)
     parts = [b"".join(training), b"".join(validation)]
     if not (parts[0] or parts[1]):

@@ -81,12 +81,7 @@ def gradient_norm(gradients: Array) -> float:
     """Return the Euclidean norm of a flat gradient buffer."""
     xp = array_module(gradients)
     return float(
-        xp.sqrt(
-            sum(
-                float(xp.dot(part, part))
-                for part in xp.split(gradients, range(_BLOCK, gradients.size, _BLOCK))
-            )
-        )
+        xp.sqrt(sum(float(xp.dot(part, part)) for part in xp.split(gradients, range(_BLOCK, gradients.size, _BLOCK))))
     )
 
 

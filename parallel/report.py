@@ -89,9 +89,7 @@ def traffic_table(axes: Mapping[str, Traffic]) -> str:
             rows.append((axis, str(rank), f"{measured:,}", f"{formula:,}", verdict))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     return "\n".join(
-        "  ".join(
-            ["", *(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[4]]
-        ).rstrip()
+        "  ".join(["", *(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[4]]).rstrip()
         for row in rows
     )
 
@@ -115,14 +113,10 @@ def plot(
     axes.plot(range(1, steps + 1), losses, color="tab:blue", linewidth=1, label=f"training, {ranks} ranks")
     if single_rank_losses:
         numbers = range(1, len(single_rank_losses) + 1)
-        axes.plot(
-            numbers, single_rank_losses, "--", color="tab:orange", linewidth=2.5, label="training, 1 rank"
-        )
+        axes.plot(numbers, single_rank_losses, "--", color="tab:orange", linewidth=2.5, label="training, 1 rank")
     axes.plot([0, steps], validation, "D:", color="tab:green", label="validation, before and after")
     axes.axhline(unigram, color="tab:gray", linestyle="-.", label="byte frequencies alone")
-    axes.set(
-        xlabel="step", ylabel="loss (nats a byte)", xlim=(0, steps), title="Training and validation loss"
-    )
+    axes.set(xlabel="step", ylabel="loss (nats a byte)", xlim=(0, steps), title="Training and validation loss")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)

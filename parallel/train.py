@@ -60,20 +60,14 @@ class TrainingConfiguration:
             "validation_batches",
         ):
             if getattr(self, name) < 1:
-                raise ConfigurationError(
-                    f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}"
-                )
+                raise ConfigurationError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         for name in ("lr", "warmup", "weight_decay", "clip", "seed"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise ConfigurationError(
-                    f"--{name.replace('_', '-')} must be at least 0, got {getattr(self, name)}"
-                )
+                raise ConfigurationError(f"--{name.replace('_', '-')} must be at least 0, got {getattr(self, name)}")
         if self.dtype not in ("float32", "float64"):
             raise ConfigurationError(f"--dtype must be float32 or float64, got {self.dtype}")
         if self.hidden % self.heads:
-            raise ConfigurationError(
-                f"--heads must divide --hidden, but {self.hidden} is no multiple of {self.heads}"
-            )
+            raise ConfigurationError(f"--heads must divide --hidden, but {self.hidden} is no multiple of {self.heads}")
         if self.batch < ranks:
             raise ConfigurationError(
                 f"more ranks than data: a global --batch of {self.batch} sequences leaves some of "
@@ -90,9 +84,7 @@ def parse_layout(text: str) -> int:
     """Return the number of ranks of a layout such as dp4; raises ConfigurationError for any other text."""
     match = re.fullmatch(r"dp([1-9][0-9]*)", text)
     if match is None:
-        raise ConfigurationError(
-            f"--layout {text!r} is not known; expected dp and a number of ranks, such as dp4"
-        )
+        raise ConfigurationError(f"--layout {text!r} is not known; expected dp and a number of ranks, such as dp4")
     return int(match[1])
 
 

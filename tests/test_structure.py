@@ -22,7 +22,13 @@ FILES = [path for package in MAY_IMPORT for path in sorted((ROOT / package).rglo
 def test_imports_go_one_way(path):
     package = path.relative_to(ROOT).parts[0]
     for node in ast.walk(ast.parse(path.read_text())):
-        names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names = (
+            [a.name for a in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
         for name in names:
             imported = name.partition(".")[0]
             assert imported not in OURS or imported in MAY_IMPORT[package], f"{path}: {package} must not import {name}"

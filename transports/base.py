@@ -231,7 +231,7 @@ class Transport(ABC):
             self.closed = True
             self._close()
 
-    def leave_job(self) -> None:  # noqa: B027
+    def leave_job(self) -> None:
         """Called last in a process that ends because of a failure, for transports whose peers would wait for it otherwise."""
 
     def _fail(self, failure: Failure) -> JobFailed:
@@ -253,4 +253,6 @@ class Transport(ABC):
         if self.closed:
             raise ValueError(f"this {self.name} transport of rank {self.rank} is closed; call collectives.init() again")
         if peer is not None and (not 0 <= peer < self.size or peer == self.rank):
-            raise ValueError(f"peer {peer} is not another rank of this job: expected 0 to {self.size - 1}, except {self.rank}")
+            raise ValueError(
+                f"peer {peer} is not another rank of this job: expected 0 to {self.size - 1}, except {self.rank}"
+            )

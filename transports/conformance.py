@@ -73,7 +73,9 @@ def bytes_are_counted(transport: Transport) -> None:
     ledger = _exchange(transport, 4, sizes)
     expected = dict.fromkeys(_others(transport), sum(sizes))
     assert {p: n for p, n in ledger.sent.items() if n} == expected, f"sent is {dict(ledger.sent)}, expected {expected}"
-    assert {p: n for p, n in ledger.received.items() if n} == expected, f"received is {dict(ledger.received)}, expected {expected}"
+    assert {p: n for p, n in ledger.received.items() if n} == expected, (
+        f"received is {dict(ledger.received)}, expected {expected}"
+    )
 
 
 def channels_are_independent(transport: Transport) -> None:
@@ -89,7 +91,9 @@ def channels_are_independent(transport: Transport) -> None:
         for peer in _others(transport):
             buffer = bytearray(3000)
             _complete(transport, [transport.recv(peer, channel, _label(channel % 97), memoryview(buffer), ledger)])
-            assert buffer == _pattern(peer, rank, channel % 97, 3000), f"channel {channel:#x} from {peer} brought another's message"
+            assert buffer == _pattern(peer, rank, channel % 97, 3000), (
+                f"channel {channel:#x} from {peer} brought another's message"
+            )
     _complete(transport, sends)
 
 
@@ -145,4 +149,6 @@ def check_transport(transport: Transport) -> None:
         try:
             rule(transport)
         except AssertionError as error:
-            raise AssertionError(f"rank {transport.rank}, {transport.name}, {rule.__name__} ({rule.__doc__}): {error}") from None
+            raise AssertionError(
+                f"rank {transport.rank}, {transport.name}, {rule.__name__} ({rule.__doc__}): {error}"
+            ) from None

@@ -30,7 +30,9 @@ def connect(world: World, settings: Settings) -> Transport:
     if world.size == 1:
         return inproc_group(1)[0]
     if name == "inproc":
-        raise TransportUnavailable("inproc joins threads of one process; use collectives.testing.run_ranks, or transport='tcp'")
+        raise TransportUnavailable(
+            "inproc joins threads of one process; use collectives.testing.run_ranks, or transport='tcp'"
+        )
     if name in ("shm", "cuda_ipc"):
         raise TransportUnavailable(f"this release has no transport {name}; use transport='tcp' or 'mpi'")
     if name == "auto" and world.rendezvous is None and not world.one_host:

@@ -91,7 +91,13 @@ def settings(environ: Mapping[str, str] | None = None) -> Settings:
 
 
 def _world(
-    variables: Mapping[str, str], source: str, rank_name: str, size_name: str, local_rank_name: str, local_size_name: str, job_name: str
+    variables: Mapping[str, str],
+    source: str,
+    rank_name: str,
+    size_name: str,
+    local_rank_name: str,
+    local_size_name: str,
+    job_name: str,
 ) -> World:
     rank, size = _number(variables, rank_name), _number(variables, size_name, 1)
     if rank >= size:
@@ -133,7 +139,9 @@ def first_host(nodes: str) -> str:
 def _torchrun_address(variables: Mapping[str, str]) -> tuple[str, int]:
     """One port above MASTER_PORT, which torch's own store holds."""
     if "MASTER_ADDR" not in variables:
-        raise RendezvousError("RANK and WORLD_SIZE are set, but not MASTER_ADDR; set it, with MASTER_PORT, or COLLECTIVES_RENDEZVOUS")
+        raise RendezvousError(
+            "RANK and WORLD_SIZE are set, but not MASTER_ADDR; set it, with MASTER_PORT, or COLLECTIVES_RENDEZVOUS"
+        )
     port = _number(variables, "MASTER_PORT", 1)
     return variables["MASTER_ADDR"], port + 1 if port < 65535 else port - 1
 
@@ -144,7 +152,9 @@ def _address(variables: Mapping[str, str]) -> tuple[str, int] | None:
         return None
     host, colon, port = text.rpartition(":")
     if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise RendezvousError(f"COLLECTIVES_RENDEZVOUS is {text!r}; expected host:port, as in 10.0.0.1:29400 or [::1]:29400")
+        raise RendezvousError(
+            f"COLLECTIVES_RENDEZVOUS is {text!r}; expected host:port, as in 10.0.0.1:29400 or [::1]:29400"
+        )
     return host.strip("[]"), int(port)
 
 
@@ -153,13 +163,17 @@ def _token(variables: Mapping[str, str]) -> bytes:
     try:
         return bytes.fromhex(text)
     except ValueError:
-        raise RendezvousError("COLLECTIVES_TOKEN is not a string of hexadecimal digits; set it alike on all ranks") from None
+        raise RendezvousError(
+            "COLLECTIVES_TOKEN is not a string of hexadecimal digits; set it alike on all ranks"
+        ) from None
 
 
 def _number(variables: Mapping[str, str], name: str, least: int = 0) -> int:
     text = variables.get(name)
     if text is None:
-        raise RendezvousError(f"{name} is not set, though the launcher's other variables are; expected a number from {least}")
+        raise RendezvousError(
+            f"{name} is not set, though the launcher's other variables are; expected a number from {least}"
+        )
     if not text.isdigit() or int(text) < least:
         raise RendezvousError(f"{name} is {text!r}; expected a number from {least}")
     return int(text)

@@ -43,7 +43,11 @@ class LabelMismatch(CommunicationError):
 
     def __init__(self, peer: int, channel: int, ours: bytes, theirs: bytes, sizes: tuple[int, int] | None = None):
         self.peer, self.channel, self.ours, self.theirs, self.sizes = peer, channel, ours, theirs, sizes
-        detail = f"{sizes[0]} bytes expected, {sizes[1]} arrived" if sizes else f"{ours.hex()} expected, {theirs.hex()} arrived"
+        detail = (
+            f"{sizes[0]} bytes expected, {sizes[1]} arrived"
+            if sizes
+            else f"{ours.hex()} expected, {theirs.hex()} arrived"
+        )
         super().__init__(f"message from rank {peer} on channel {channel:#x} does not fit: {detail}")
 
 

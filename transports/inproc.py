@@ -103,7 +103,9 @@ def run_threads(size: int, function: Callable[[InprocTransport], Result], timeou
             results[transport.rank] = function(transport)
         except BaseException as error:
             errors.append(error)
-            transport.abort(Failure("PeerLost", transport.rank, f"rank {transport.rank} raised {type(error).__name__}: {error}"))
+            transport.abort(
+                Failure("PeerLost", transport.rank, f"rank {transport.rank} raised {type(error).__name__}: {error}")
+            )
         finally:
             transport.close()
 

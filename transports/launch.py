@@ -135,7 +135,9 @@ class _Job:
                     self._start(number, variables, listener)
                 except OSError as error:
                     self._kill_all()
-                    raise LaunchError(f"rank {number} of {ranks} could not be started: {self.command[0]}: {error.strerror}") from None
+                    raise LaunchError(
+                        f"rank {number} of {ranks} could not be started: {self.command[0]}: {error.strerror}"
+                    ) from None
 
     def _start(self, number: int, variables: Mapping[str, str], listener: socket.socket) -> None:
         own = {**variables, "COLLECTIVES_RANK": str(number), "COLLECTIVES_LOCAL_RANK": str(number)}
@@ -253,7 +255,9 @@ class _Job:
             return 0
         if failed.code < 0:
             name = signal.Signals(-failed.code).name
-            how = f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" and not failed.ended_by_us else "")
+            how = f"was killed by {name}" + (
+                " (out of memory?)" if name == "SIGKILL" and not failed.ended_by_us else ""
+            )
         else:
             how = f"exited with code {failed.code}"
         others = len(self.ranks) - 1

@@ -19,11 +19,19 @@ def add_run_command(subparsers: Subparsers) -> None:
         "python -m collectives run -n N [options] (script.py | -m module) [arguments …]"
     ))  # fmt: skip
     parser.add_argument("-n", "--ranks", type=int, required=True, help="number of ranks")
-    parser.add_argument("--output", choices=OUTPUTS, default="auto", help="how what the ranks print is shown (default: auto)")
+    parser.add_argument(
+        "--output", choices=OUTPUTS, default="auto", help="how what the ranks print is shown (default: auto)"
+    )
     parser.add_argument("--timeout", type=float, metavar="S", help="end the job after so many seconds")
-    parser.add_argument("--grace", type=float, default=5.0, metavar="S", help="seconds from SIGTERM to SIGKILL (default: 5)")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads per rank of numerical libraries (default: cores / ranks)")
-    parser.add_argument("--env", action="append", default=[], metavar="KEY=VALUE", help="a variable for the ranks; may be repeated")
+    parser.add_argument(
+        "--grace", type=float, default=5.0, metavar="S", help="seconds from SIGTERM to SIGKILL (default: 5)"
+    )
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="threads per rank of numerical libraries (default: cores / ranks)"
+    )
+    parser.add_argument(
+        "--env", action="append", default=[], metavar="KEY=VALUE", help="a variable for the ranks; may be repeated"
+    )
     parser.add_argument("-m", dest="module", nargs=argparse.REMAINDER, help="run a module, as python -m does")
     parser.add_argument("script", nargs=argparse.REMAINDER, help="a Python script and its arguments")
     parser.set_defaults(run=run_from_arguments, parser=parser)

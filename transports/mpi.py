@@ -50,7 +50,9 @@ class MpiTransport(Transport):
             raise self._fail(self._gone(request.peer))
         self._send_frame(request.peer, Frame.DATA, request.channel, request.label, request.data, request)
 
-    def _send_frame(self, peer: int, kind: Frame, channel: int, label: bytes, data: memoryview, request: Request | None) -> None:
+    def _send_frame(
+        self, peer: int, kind: Frame, channel: int, label: bytes, data: memoryview, request: Request | None
+    ) -> None:
         inline = len(data) <= _INLINE
         head = encode_header(kind, channel, label, len(data)) + (bytes(data) if inline else b"")
         requests = [self._comm.Isend([head, self._mpi.BYTE], peer, _HEADER_TAG)]
@@ -130,7 +132,11 @@ class MpiTransport(Transport):
             self._receiving[peer] = (arrival, pieces)
 
     def _gone(self, peer: int) -> Failure:
-        return Failure("PeerLost", peer, f"rank {peer} left normally (it closed its communicator) while rank {self.rank} still counts on it")
+        return Failure(
+            "PeerLost",
+            peer,
+            f"rank {peer} left normally (it closed its communicator) while rank {self.rank} still counts on it",
+        )
 
     def _send_failure(self, failure: Failure) -> None:
         """Tell the others; a job whose rank failed cannot finalise MPI, so `close` then ends it."""

@@ -216,7 +216,9 @@ def _accept(
 
     def accept(peer: Identity) -> str | None:
         if peer.generation != identity.generation:
-            return f"{_RETRY}{identity} is at its init number {identity.generation + 1}, {peer} at {peer.generation + 1}"
+            return (
+                f"{_RETRY}{identity} is at its init number {identity.generation + 1}, {peer} at {peer.generation + 1}"
+            )
         if peer.rank in connections:
             return f"there is a {connections[peer.rank][1]} already, and {peer} claims the same rank"
         if peer.rank not in expected:
@@ -316,4 +318,6 @@ def _check_user(connection: socket.socket) -> None:
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     _, user, _ = struct.unpack("3i", credentials)
     if user != os.getuid():
-        raise AuthenticationError(f"the process at the job's Unix socket belongs to user {user}, not to user {os.getuid()}")
+        raise AuthenticationError(
+            f"the process at the job's Unix socket belongs to user {user}, not to user {os.getuid()}"
+        )

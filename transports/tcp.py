@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from transports.base import NO_LABEL, Arrival, Request, Transport
+from transports.base import NO_LABEL, Request, Transport
 from transports.errors import Failure
 from transports.wire import Frame, FrameReader, Identity, encode_header
 
@@ -227,11 +227,10 @@ class TcpTransport(Transport):
         waiting = {self._links[peer].connection for peer in peers if not self._links[peer].left}
         with selectors.DefaultSelector() as readable:
             for connection in waiting:
-                readable.register(connection, selectors.EVENT_READ)
+                readable.register(connection, selectors.EVENT_READ, connection)
             while readable.get_map() and time.monotonic() < deadline:
                 for key, _ in readable.select(max(0.0, deadline - time.monotonic())):
-                    connection = key.fileobj
-                    assert isinstance(connection, socket.socket)
+                    connection = key.data
                     try:
                         ended = connection.recv_into(scratch) == 0
                     except (BlockingIOError, InterruptedError):

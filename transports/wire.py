@@ -121,7 +121,11 @@ class State(Enum):
     REFUSED = "refused"
 
 
-_EXPECTED: Final = {State.AWAIT_HELLO: Message.HELLO, State.AWAIT_WELCOME: Message.WELCOME, State.AWAIT_PROOF: Message.PROOF}
+_EXPECTED: Final = {
+    State.AWAIT_HELLO: Message.HELLO,
+    State.AWAIT_WELCOME: Message.WELCOME,
+    State.AWAIT_PROOF: Message.PROOF,
+}
 
 
 class Handshake:
@@ -177,7 +181,9 @@ class Handshake:
         self.state = State.AWAIT_PROOF
 
     def _proof(self, role: bytes, joiner: bytes, host: bytes) -> bytes:
-        return hmac.digest(self._token, hashlib.sha256(role + joiner).digest() + hashlib.sha256(host).digest(), "sha256")
+        return hmac.digest(
+            self._token, hashlib.sha256(role + joiner).digest() + hashlib.sha256(host).digest(), "sha256"
+        )
 
     def _refuse(self, reason: str, kind: type[RendezvousError | AuthenticationError] = RendezvousError) -> None:
         self.state = State.REFUSED

@@ -37,9 +37,7 @@ def check_gradients(
         if tensor.gradient is None:
             raise GradientError(f"input {number} received no gradient")
         if tensor.gradient.shape != tensor.shape:
-            raise GradientError(
-                f"input {number}: gradient of shape {tensor.gradient.shape}, expected {tensor.shape}"
-            )
+            raise GradientError(f"input {number}: gradient of shape {tensor.gradient.shape}, expected {tensor.shape}")
         for index in np.ndindex(tensor.shape):
             values = []
             for sign in (1, -1):
@@ -50,6 +48,5 @@ def check_gradients(
             actual = float(tensor.gradient[index])
             if not abs(actual - expected) <= tolerance * (1 + abs(expected)):
                 raise GradientError(
-                    f"input {number}, element {index}: gradient {actual!r}, "
-                    f"but central differences give {expected!r}"
+                    f"input {number}, element {index}: gradient {actual!r}, but central differences give {expected!r}"
                 )

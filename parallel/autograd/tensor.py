@@ -63,9 +63,7 @@ class Tensor:
         scalar.
         """
         if self.node is None:
-            raise ValueError(
-                "backward on a tensor without a record: no input required a gradient, or it was used up"
-            )
+            raise ValueError("backward on a tensor without a record: no input required a gradient, or it was used up")
         if gradient is None:
             if self.data.size != 1:
                 raise ValueError(
@@ -138,9 +136,7 @@ def _consumers_first(root: Node) -> list[Node]:
 def _pull_back(node: Node, gradient: Array, pending: dict[Node, Array]) -> None:
     """Send the gradient of a result to its inputs: to leaves at once, to nodes by way of `pending`."""
     if node.saved is None:
-        raise ValueError(
-            f"the record of {node.operation.name} was used up by an earlier backward; compute it again"
-        )
+        raise ValueError(f"the record of {node.operation.name} was used up by an earlier backward; compute it again")
     for tensor, product in zip(node.inputs, node.operation.vjps, strict=True):
         if not tensor.requires_gradient:
             continue

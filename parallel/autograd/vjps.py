@@ -51,9 +51,7 @@ def _blocks(*arrays: Array) -> Iterator[tuple[Array, ...]]:
 
 def _add(left: Array, right: Array) -> tuple[Array, Saved]:
     if left.shape[left.ndim - right.ndim :] != right.shape:
-        raise ValueError(
-            f"add: the second operand's shape {right.shape} is no ending of the first's, {left.shape}"
-        )
+        raise ValueError(f"add: the second operand's shape {right.shape} is no ending of the first's, {left.shape}")
     return left + right, (right.shape,)
 
 
@@ -266,6 +264,5 @@ causal_attention = Operation("causal_attention", _causal_attention, (_causal_att
 cross_entropy = Operation("cross_entropy", _cross_entropy, (_cross_entropy_logits,))
 
 TABLE: dict[str, Operation] = {
-    row.name: row
-    for row in (add, linear, project, embedding, layer_norm, gelu, causal_attention, cross_entropy)
+    row.name: row for row in (add, linear, project, embedding, layer_norm, gelu, causal_attention, cross_entropy)
 }

@@ -25,9 +25,7 @@ class Parameter(Tensor):
 
     __slots__ = ("decay", "deviation", "full_shape", "mean")
 
-    def __init__(
-        self, shape: tuple[int, ...], mean: float = 0.0, deviation: float = 0.0, decay: bool = False
-    ) -> None:
+    def __init__(self, shape: tuple[int, ...], mean: float = 0.0, deviation: float = 0.0, decay: bool = False) -> None:
         self.full_shape, self.mean, self.deviation, self.decay = shape, mean, deviation, decay
         self.requires_gradient = True
         self.gradient = None

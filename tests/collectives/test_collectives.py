@@ -14,7 +14,9 @@ from kernels import dtypes
 SLICE = 64
 COUNTS = st.sampled_from([0, 1, 2, 3, 5, 7, 13, 31, 64, 97, 211])
 MOVING = st.sampled_from(dtypes.DTYPES)
-REDUCING = st.sampled_from([(op, dtype) for op in cc.ReduceOp for dtype in dtypes.DTYPES if kernels.supported(op, dtype)])
+REDUCING = st.sampled_from(
+    [(op, dtype) for op in cc.ReduceOp for dtype in dtypes.DTYPES if kernels.supported(op, dtype)]
+)
 
 
 def block(rank, index, count, dtype):
@@ -93,7 +95,9 @@ def test_uneven_blocks(counts):
     def rank(comm):
         me, dtype = comm.rank, np.dtype(np.int32)
         mine = block(me, 0, counts[me], dtype)
-        assert same(comm.all_gather_v(mine, counts), np.concatenate([block(r, 0, counts[r], dtype) for r in range(size)]))
+        assert same(
+            comm.all_gather_v(mine, counts), np.concatenate([block(r, 0, counts[r], dtype) for r in range(size)])
+        )
         x = np.concatenate([block(me, b, counts[b], dtype) for b in range(size)])
         summed = sum(block(r, me, counts[me], dtype) for r in range(size)).astype(dtype)
         assert same(comm.reduce_scatter_v(x, counts), summed)

@@ -37,7 +37,10 @@ def faults(schedule, chooser):
         peers = [peer for peer in range(schedule.size) if peer not in (rank, instruction.peer)]
         if peers:
             moved = replace(instruction, peer=chooser.choice(peers))
-            yield "misdirected", planted(schedule, rank, [*rows[:step], (*row[:index], moved, *row[index + 1 :]), *rows[step + 1 :]])
+            yield (
+                "misdirected",
+                planted(schedule, rank, [*rows[:step], (*row[:index], moved, *row[index + 1 :]), *rows[step + 1 :]]),
+            )
 
 
 @pytest.mark.slow
@@ -55,7 +58,9 @@ def test_planted_faults_are_caught(entry, size):
 @pytest.mark.parametrize("collective", ["all_reduce", "reduce_scatter", "all_gather"])
 @pytest.mark.parametrize("size", [3, 4, 8])
 def test_reordered_steps_are_caught(collective, size):
-    schedule = next(entry for entry in ENTRIES if entry.collective == collective and entry.name == "ring").schedule(size, 0)
+    schedule = next(entry for entry in ENTRIES if entry.collective == collective and entry.name == "ring").schedule(
+        size, 0
+    )
     for rank in range(size):
         rows = list(schedule.program(rank))
         for step in range(len(rows) - 1):

@@ -26,22 +26,16 @@ def native_backends() -> list[native_backend.NativeBackend]:
     except ImportError:
         return []
     sets = ("baseline", "avx2", "avx512")
-    return [
-        native_backend.NativeBackend(module, isa) for number, isa in enumerate(sets) if module.has_isa(number)
-    ]
+    return [native_backend.NativeBackend(module, isa) for number, isa in enumerate(sets) if module.has_isa(number)]
 
 
 BACKENDS = native_backends()
-on_each_backend = pytest.mark.parametrize(
-    "native", BACKENDS, ids=lambda native: native.name.replace(" ", "-")
-)
+on_each_backend = pytest.mark.parametrize("native", BACKENDS, ids=lambda native: native.name.replace(" ", "-"))
 
 
 def random_array(dtype: np.dtype[Any], count: int, seed: int, offset: int = 0) -> Array:
     """Any bit pattern there is, NaN and subnormal numbers among them; unaligned by `offset`."""
-    memory = np.frombuffer(
-        np.random.default_rng(seed).bytes(count * dtype.itemsize + offset), np.uint8
-    ).copy()
+    memory = np.frombuffer(np.random.default_rng(seed).bytes(count * dtype.itemsize + offset), np.uint8).copy()
     if dtype == np.bool_:
         memory &= 1
     return memory[offset:].view(dtype)
@@ -62,9 +56,7 @@ def assert_same_bits(actual: Array, expected: Array) -> None:
     different = np.flatnonzero((actual.view(bits) != expected.view(bits)) & ~both_nan)
     if different.size:
         first = different[0]
-        pytest.fail(
-            f"{different.size} differ, first at {first}: {actual[first]!r}, expected {expected[first]!r}"
-        )
+        pytest.fail(f"{different.size} differ, first at {first}: {actual[first]!r}, expected {expected[first]!r}")
 
 
 def test_native_kernels_are_built_where_make_set_up_the_machine() -> None:
@@ -128,15 +120,9 @@ def test_every_16_bit_pattern_survives_and_rounds_alike(
 
 
 @on_each_backend
-@pytest.mark.parametrize(
-    "dtype", [np.dtype(np.float16), BFLOAT16, np.dtype(np.float32), np.dtype(np.float64)], ids=str
-)
-@pytest.mark.parametrize(
-    "op", [ReduceOp.SUM, ReduceOp.PROD, ReduceOp.MIN, ReduceOp.MAX], ids=lambda op: op.name
-)
-def test_special_values_in_every_pair(
-    native: native_backend.NativeBackend, op: ReduceOp, dtype: np.dtype[Any]
-) -> None:
+@pytest.mark.parametrize("dtype", [np.dtype(np.float16), BFLOAT16, np.dtype(np.float32), np.dtype(np.float64)], ids=str)
+@pytest.mark.parametrize("op", [ReduceOp.SUM, ReduceOp.PROD, ReduceOp.MIN, ReduceOp.MAX], ids=lambda op: op.name)
+def test_special_values_in_every_pair(native: native_backend.NativeBackend, op: ReduceOp, dtype: np.dtype[Any]) -> None:
     limits = ml_dtypes.finfo(dtype)
     extremes = [float(limits.max), float(limits.tiny), float(limits.smallest_subnormal)]
     values = np.array([0.0, 1.0, *extremes, np.inf, np.nan], dtype)

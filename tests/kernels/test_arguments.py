@@ -56,9 +56,7 @@ def test_dtypes_must_agree() -> None:
     "wrong", [ones(5), ones(4).reshape(2, 2), ones(8)[::2]], ids=["length", "dimensions", "strided"]
 )
 def test_shapes_must_agree(wrong: Array) -> None:
-    with pytest.raises(
-        ValueError, match=r"input 0 has shape .*; expected one dimension, contiguous, with 4 elements"
-    ):
+    with pytest.raises(ValueError, match=r"input 0 has shape .*; expected one dimension, contiguous, with 4 elements"):
         reduce(ReduceOp.SUM, wrong, ones(), ones())
 
 

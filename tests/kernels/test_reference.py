@@ -103,9 +103,7 @@ def test_complex(dtype: np.dtype[Any]) -> None:
     assert combine(ReduceOp.PROD, 1 + 2j, 3 - 5j, dtype=dtype) == (1 + 2j) * (3 - 5j)
 
 
-@pytest.mark.parametrize(
-    "dtype", [*SHORT, *map(np.dtype, ("float32", "float64", "complex64", "complex128"))], ids=str
-)
+@pytest.mark.parametrize("dtype", [*SHORT, *map(np.dtype, ("float32", "float64", "complex64", "complex128"))], ids=str)
 def test_scale_multiplies_in_place(dtype: np.dtype[Any]) -> None:
     x = np.arange(-7, 8).astype(dtype)
     scale(x, 0.25)

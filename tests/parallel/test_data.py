@@ -68,9 +68,7 @@ def test_the_standard_library_is_there() -> None:
     assert len(found.validation) > 100_000
 
 
-def test_the_standard_librarys_tests_and_packages_are_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_standard_librarys_tests_and_packages_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sysconfig.get_paths", lambda: {"stdlib": str(tmp_path)})
     for name in ("a.py", "b.txt", "json/c.py", "json/tests/d.py", "test/e.py", "site-packages/f.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
@@ -87,9 +85,7 @@ def test_data_that_cannot_serve_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     with pytest.raises(DataError, match=r"the corpus is empty \(1 files, 0 bytes\)"):
         load(str(tmp_path))
-    with pytest.raises(
-        DataError, match="validation part of the corpus has 500 bytes, too few for sequences of 500"
-    ):
+    with pytest.raises(DataError, match="validation part of the corpus has 500 bytes, too few for sequences of 500"):
         corpus().check(500)
     corpus().check(499)
 

@@ -23,9 +23,7 @@ def configuration(dtype: str, batch: int, micro_batches: int = 1) -> TrainingCon
     )  # fmt: skip
 
 
-def train(
-    ranks: int, chosen: TrainingConfiguration
-) -> list[tuple[list[float], float, np.ndarray, str, int, int]]:
+def train(ranks: int, chosen: TrainingConfiguration) -> list[tuple[list[float], float, np.ndarray, str, int, int]]:
     def rank(world: Communicator) -> tuple[list[float], float, np.ndarray, str, int, int]:
         gradients, metrics = world.dup(), world.dup()
         trainer = Trainer(chosen, CORPUS, gradients, metrics)
@@ -40,9 +38,7 @@ def train(
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-5)])
 @pytest.mark.parametrize(("ranks", "batch", "micro_batches"), [(2, 4, 2), (3, 7, 2), (4, 4, 1), (4, 10, 2)])
-def test_ranks_train_as_one_does(
-    ranks: int, batch: int, micro_batches: int, dtype: str, tolerance: float
-) -> None:
+def test_ranks_train_as_one_does(ranks: int, batch: int, micro_batches: int, dtype: str, tolerance: float) -> None:
     ((losses, loss, weights, _, sent, _),) = train(1, configuration(dtype, batch))
     assert sent == 0
     assert losses[-1] < losses[0]
@@ -98,9 +94,7 @@ def test_measured_bytes_equal_the_formula_for_any_count(ranks: int, elements: in
         world.all_reduce(np.ones(elements, np.float32))
         return world.stats.bytes_sent
 
-    assert run_ranks(ranks, rank) == [
-        ring_all_reduce_bytes(elements, 4, ranks, number) for number in range(ranks)
-    ]
+    assert run_ranks(ranks, rank) == [ring_all_reduce_bytes(elements, 4, ranks, number) for number in range(ranks)]
 
 
 def test_shares_are_runs_whose_lengths_differ_by_at_most_one() -> None:

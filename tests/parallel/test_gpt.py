@@ -23,17 +23,13 @@ def loop_forward(weights: dict[str, np.ndarray], tokens: list[int]) -> np.ndarra
     """The same model, one position at a time, written from the papers and not from the code."""
 
     def norm(x: np.ndarray, name: str) -> np.ndarray:
-        return (x - x.mean()) / math.sqrt(x.var() + 1e-5) * weights[f"{name}.weight"] + weights[
-            f"{name}.bias"
-        ]
+        return (x - x.mean()) / math.sqrt(x.var() + 1e-5) * weights[f"{name}.weight"] + weights[f"{name}.bias"]
 
     def linear(x: np.ndarray, name: str) -> np.ndarray:
         return weights[f"{name}.weight"] @ x + weights[f"{name}.bias"]
 
     def gelu(x: np.ndarray) -> np.ndarray:
-        return np.array(
-            [0.5 * v * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))) for v in x]
-        )
+        return np.array([0.5 * v * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))) for v in x])
 
     embedding = weights["token_embedding.weight"]
     stream = [embedding[t] + weights["position_embedding.weight"][i] for i, t in enumerate(tokens)]
@@ -41,9 +37,7 @@ def loop_forward(weights: dict[str, np.ndarray], tokens: list[int]) -> np.ndarra
     for layer in range(SMALL.layers):
         name = f"blocks.{layer}"
         packed = [
-            linear(norm(x, f"{name}.attention_norm"), f"{name}.attention.packed").reshape(
-                SMALL.heads, 3, size
-            )
+            linear(norm(x, f"{name}.attention_norm"), f"{name}.attention.packed").reshape(SMALL.heads, 3, size)
             for x in stream
         ]
         for i in range(len(tokens)):

@@ -101,9 +101,7 @@ def test_the_launchers_ranks_must_be_the_layouts(text: Path, capsys: pytest.Capt
     )
 
 
-def test_a_problem_on_one_rank_stops_all_before_training(
-    text: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_problem_on_one_rank_stops_all_before_training(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def rank(world: Communicator) -> int:
         return run(Options(2, str(text) if world.rank else str(text) + "x", TRAINING), world)
 
@@ -140,9 +138,7 @@ def test_a_report_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
         report.check_writable(str(tmp_path), "--report")
 
 
-def test_a_missing_matplotlib_is_said_before_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_matplotlib_is_said_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(report.ReportError, match="matplotlib is missing; install the extra 'train'"):
         report.check_plotting(str(tmp_path / "loss.png"))

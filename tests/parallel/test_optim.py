@@ -27,9 +27,7 @@ def test_adamw_is_the_papers_formula(block: int, monkeypatch: pytest.MonkeyPatch
             second[i] = 0.9 * second[i] + 0.1 * g * g
             if i < decayed:
                 expected[i] -= rate * 0.2 * expected[i]
-            expected[i] -= (
-                rate * (first[i] / (1 - 0.8**step)) / (math.sqrt(second[i] / (1 - 0.9**step)) + 1e-3)
-            )
+            expected[i] -= rate * (first[i] / (1 - 0.8**step)) / (math.sqrt(second[i] / (1 - 0.9**step)) + 1e-3)
         optimizer.step(rate, scale)
         np.testing.assert_allclose(values, expected, rtol=1e-13)
     assert optimizer.steps == 4
@@ -47,9 +45,7 @@ def test_the_rate_rises_linearly_and_falls_as_a_cosine() -> None:
 
 def test_the_norm_is_that_of_the_whole_buffer() -> None:
     gradients = np.random.default_rng(0).standard_normal(70_001).astype(np.float32)
-    assert gradient_norm(gradients) == pytest.approx(
-        float(np.linalg.norm(gradients.astype(np.float64))), rel=1e-6
-    )
+    assert gradient_norm(gradients) == pytest.approx(float(np.linalg.norm(gradients.astype(np.float64))), rel=1e-6)
 
 
 def test_clipping_brings_the_norm_to_its_limit_and_no_further() -> None:

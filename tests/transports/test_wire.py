@@ -6,7 +6,17 @@ from hypothesis import strategies as st
 
 from transports.base import NO_LABEL, Ledger, Mailbox, Request
 from transports.errors import AuthenticationError, RendezvousError
-from transports.wire import Frame, FrameReader, Handshake, Identity, Message, MessageReader, State, encode_header, encode_message
+from transports.wire import (
+    Frame,
+    FrameReader,
+    Handshake,
+    Identity,
+    Message,
+    MessageReader,
+    State,
+    encode_header,
+    encode_message,
+)
 
 
 def stream_of(messages):
@@ -34,7 +44,9 @@ def read(data, cut):
 
 
 MESSAGES = st.lists(
-    st.tuples(st.just(Frame.DATA), st.integers(0, 2**64 - 1), st.binary(max_size=200) | st.integers(15_000, 70_000).map(bytes))
+    st.tuples(
+        st.just(Frame.DATA), st.integers(0, 2**64 - 1), st.binary(max_size=200) | st.integers(15_000, 70_000).map(bytes)
+    )
     | st.tuples(st.just(Frame.ABORT), st.just(0), st.binary(max_size=50))
     | st.just((Frame.BYE, 0, b"")),
     max_size=6,
@@ -62,7 +74,9 @@ def test_garbage_is_no_frame(data):
 
 
 def identity(rank, **changes):
-    return Identity(**({"job": "j", "rank": rank, "size": 2, "generation": 0, "host": "h", "port": 1, "pid": 2} | changes))
+    return Identity(
+        **({"job": "j", "rank": rank, "size": 2, "generation": 0, "host": "h", "port": 1, "pid": 2} | changes)
+    )
 
 
 def meet(joiner, host):
@@ -93,7 +107,8 @@ def test_handshake():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"), [({"job": "k"}, "another job"), ({"size": 3}, "another number of ranks"), ({"protocol": 9}, "another version")]
+    ("changes", "said"),
+    [({"job": "k"}, "another job"), ({"size": 3}, "another number of ranks"), ({"protocol": 9}, "another version")],
 )
 def test_strangers_are_refused_on_both_sides(changes, said):
     errors = meet(Handshake(identity(1, **changes), b"s"), Handshake(identity(0), b"s", lambda peer: None))
