@@ -32,6 +32,8 @@ _RETRY: Final = "not yet: "
 """Begins the refusal of a rank that comes to a rendezvous which is not the one it means."""
 _RETRY_SECONDS: Final = 0.05
 _LARGEST_TABLE: Final = 1 << 26
+_LAST_WORD_SECONDS: Final = 10.0
+"""After its own deadline a rank still waits so long for rank 0, which knows who is missing."""
 _generations: Final = itertools.count()
 
 
@@ -81,7 +83,9 @@ def _follow(world: World, generation: int, deadline: float, timeout: float, conn
         identity = _identity(world, generation, listener.getsockname()[1])
         connection, leader = _join(world.rendezvous, world, identity, world.token, deadline, timeout)
         connections[0] = (connection, leader)
-        kind, body = _read_message(connection, _LARGEST_TABLE, deadline, "rank 0's table of addresses")
+        kind, body = _read_message(
+            connection, _LARGEST_TABLE, deadline + _LAST_WORD_SECONDS, "rank 0's table of addresses"
+        )
         if kind is not Message.TABLE:
             raise RendezvousError(body.decode(errors="replace"))
         table = json.loads(body)
