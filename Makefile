@@ -10,7 +10,6 @@ NATIVE_SOURCES := $(shell find $(PACKAGES) -name '*.cpp' -o -name '*.hpp' -o -na
 PACKAGE_ROOTS := $(wildcard $(PACKAGES:%=%/__init__.py))
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-TRAIN_STEPS ?= 200
 TRAIN_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
@@ -66,7 +65,7 @@ $(VENV)/.mpich: | $(VENV)/.installed
 
 run: setup
 	@mkdir -p build
-	@$(IN_VENV) $(BIN)/python -m parallel train --layout dp4 --data stdlib --steps $(TRAIN_STEPS) --compare-steps 20 --generate 300 \
+	@$(IN_VENV) $(BIN)/python -m parallel train --layout dp4 --data stdlib --compare-steps 20 --generate 300 \
 	    --plot build/training.png --report build/report.json $(TRAIN_ARGS)
 
 test: setup

@@ -26,11 +26,17 @@ from parallel.report import (
     traffic_table,
     write_json,
 )
-from parallel.train import ConfigurationError, Step, Trainer, TrainingConfiguration, blas_threads
+from parallel.train import (
+    ConfigurationError,
+    DivergenceError,
+    Step,
+    Trainer,
+    TrainingConfiguration,
+    blas_threads,
+)
 
 USAGE_ERROR = 2
-# How far the losses of several ranks may lie from those of one: absolute in float32, relative to the loss in
-# float64.
+# How far the losses of several ranks may lie from those of one: absolute in float32, relative in float64.
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 
 
@@ -92,10 +98,14 @@ def run(options: Options, communicator: Communicator) -> int:
     local = _local_ranks(communicator)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with blas_threads(options.threads or max(1, cores // local)):
-        result = _train(options, corpus, communicator)
-    if communicator.rank:
-        return 0 if result.traffic["dp"].exact else 1
-    with blas_threads(options.threads or cores):
+        try:
+            result = _train(options, corpus, communicator)
+        except DivergenceError as error:  # on every rank alike, so that one message says it all
+            if communicator.rank == 0:
+                print(f"error: {error}", file=sys.stderr)
+            return 1
+        if communicator.rank:
+            return 0 if result.traffic["dp"].exact else 1
         return _conclude(options, corpus, result)
 
 
@@ -165,7 +175,7 @@ def _conclude(options: Options, corpus: Corpus, result: _Result) -> int:
         f"validation loss {before:.4f} before, {after:.4f} after (nats a byte); "
         f"byte frequencies alone give {unigram:.4f}"
     )
-    print(f"weights sha256 {result.weights_sha256}, the same on all ranks" if options.ranks > 1 else "")
+    print(f"weights sha256 {result.weights_sha256}{', the same on all ranks' if options.ranks > 1 else ''}")
     print(f"\nBytes sent, {c.steps} steps:\n{traffic_table(result.traffic)}", flush=True)
     dp = result.traffic["dp"]
     for rank, (measured, formula) in enumerate(zip(dp.measured, dp.formula, strict=True)):

@@ -114,7 +114,15 @@ def plot(
     if single_rank_losses:
         numbers = range(1, len(single_rank_losses) + 1)
         axes.plot(numbers, single_rank_losses, "--", color="tab:orange", linewidth=2.5, label="training, 1 rank")
-    axes.plot([0, steps], validation, "D:", color="tab:green", label="validation, before and after")
+    axes.plot(
+        [0, steps],
+        validation,
+        "D",
+        color="tab:green",
+        clip_on=False,
+        zorder=5,
+        label="validation, before and after",
+    )
     axes.axhline(unigram, color="tab:gray", linestyle="-.", label="byte frequencies alone")
     axes.set(xlabel="step", ylabel="loss (nats a byte)", xlim=(0, steps), title="Training and validation loss")
     axes.grid(alpha=0.3)

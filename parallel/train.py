@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from contextlib import contextmanager
@@ -28,6 +29,10 @@ class ConfigurationError(ValueError):
     """A training that cannot be as asked; the message names the flag, what was given, and what would do."""
 
 
+class DivergenceError(ArithmeticError):
+    """The loss is no number any more."""
+
+
 @dataclass(frozen=True)
 class TrainingConfiguration:
     """Everything that decides the result of a training, except the data."""
@@ -35,12 +40,12 @@ class TrainingConfiguration:
     layers: int = 4
     hidden: int = 128
     heads: int = 4
-    seq: int = 128
+    seq: int = 64
     batch: int = 16
     micro_batches: int = 1
-    steps: int = 300
+    steps: int = 800
     lr: float = 3e-3
-    warmup: int = 20
+    warmup: int = 50
     weight_decay: float = 0.1
     clip: float = 1.0
     dtype: Literal["float32", "float64"] = "float32"
@@ -128,13 +133,18 @@ class Trainer:
         )
 
     def step(self) -> Step:
-        """Take one optimizer step on the next global batch; every rank returns the same loss."""
+        """Take one optimizer step on the next global batch; every rank returns the same loss.
+
+        Raises DivergenceError, on every rank, if the loss is not finite.
+        """
         c, replica, number = self.configuration, self.replica, self.optimizer.steps
         began, waited = time.perf_counter(), self._waited()
         windows = self.corpus.batch(c.seed, number, replica.samples(c.batch), c.seq)
         loss = replica.accumulate(windows, c.batch * c.seq, c.micro_batches)
         replica.reduce_gradients()
         loss = sum_over_ranks(self.metrics, loss)
+        if not math.isfinite(loss):
+            raise DivergenceError(f"the loss is {loss} at step {number + 1}; give a smaller --lr than {c.lr:g}")
         scale = clip_scale(gradient_norm(self.parameters.gradients), c.clip)
         self.optimizer.step(learning_rate(number, c.lr, c.warmup, c.steps), scale)
         return Step(loss, time.perf_counter() - began, self._waited() - waited)

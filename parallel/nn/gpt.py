@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from parallel.autograd import Array, Tensor, array_module, vjps
-from parallel.nn.layers import INITIAL_DEVIATION, CausalSelfAttention, Embedding, FeedForward, LayerNorm
+from parallel.nn.layers import CausalSelfAttention, Embedding, FeedForward, LayerNorm, initial_deviation
 from parallel.nn.module import Module
 
 
@@ -35,7 +35,7 @@ class Block(Module):
 
     def __init__(self, width: int, heads: int, layers: int) -> None:
         # Two residual additions a layer: with this factor the stream's variance does not grow with depth.
-        deviation = INITIAL_DEVIATION / math.sqrt(2 * layers)
+        deviation = initial_deviation(width) / math.sqrt(2 * layers)
         self.attention_norm = LayerNorm(width)
         self.attention = CausalSelfAttention(width, heads, deviation)
         self.feed_forward_norm = LayerNorm(width)
@@ -72,5 +72,5 @@ class GPT(Module):
 
     def loss(self, windows: Array, scale: float) -> Tensor:
         """Return `scale` times the summed loss of predicting each token of `windows` from those before it."""
-        windows = windows.astype(np.int64)
+        windows = array_module(self.token_embedding.weight.data).asarray(windows, np.int64)
         return vjps.cross_entropy(self(windows[:, :-1]), targets=windows[:, 1:], scale=scale)

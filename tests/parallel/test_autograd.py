@@ -119,8 +119,8 @@ def test_a_float32_computation_stays_in_float32() -> None:
     x = Tensor(rng.standard_normal((2, 3, 12)).astype(np.float32), requires_gradient=True)
     weight = Tensor(np.ones(12, np.float32))
     bias = Tensor(np.zeros(12, np.float32))
-    y = vjps.layer_norm(vjps.gelu(vjps.causal_attention(vjps.linear(x, Tensor(np.eye(36, 12, dtype=np.float32)),
-        Tensor(np.zeros(36, np.float32))), heads=2)), weight, bias)  # fmt: skip
+    packed = vjps.linear(x, Tensor(np.eye(36, 12, dtype=np.float32)), Tensor(np.zeros(36, np.float32)))
+    y = vjps.layer_norm(vjps.gelu(vjps.causal_attention(packed, heads=2)), weight, bias)
     assert y.data.dtype == np.float32
     loss = vjps.cross_entropy(y, targets=tokens(2, 3, 12))
     loss.backward()

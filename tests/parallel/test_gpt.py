@@ -114,8 +114,10 @@ def test_first_values_follow_the_rule_of_each_parameter() -> None:
     named = parameters.named
     assert (named["blocks.0.attention_norm.weight"].data == 1).all()
     assert (named["blocks.0.feed_forward.up.bias"].data == 0).all()
-    assert named["blocks.0.feed_forward.up.weight"].data.std() == pytest.approx(0.02, rel=0.05)
-    assert named["blocks.1.feed_forward.down.weight"].data.std() == pytest.approx(0.01, rel=0.05)
+    deviation = math.sqrt(2 / (5 * 64))
+    assert named["token_embedding.weight"].data.std() == pytest.approx(deviation, rel=0.05)
+    assert named["blocks.0.feed_forward.up.weight"].data.std() == pytest.approx(deviation, rel=0.05)
+    assert named["blocks.1.feed_forward.down.weight"].data.std() == pytest.approx(deviation / 2, rel=0.05)
     assert not np.array_equal(
         named["blocks.0.feed_forward.up.weight"].data, named["blocks.1.feed_forward.up.weight"].data
     )

@@ -122,6 +122,14 @@ def test_bytes_that_differ_from_the_formula_fail_every_rank(
     assert "error: rank 1 sent" in captured.err
 
 
+def test_a_loss_that_is_no_number_ends_the_training_in_one_line(
+    text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("parallel.train.sum_over_ranks", lambda *_: float("nan"))
+    assert run_ranks(2, lambda comm: run(Options(2, str(text), TRAINING), comm)) == [1, 1]
+    assert capsys.readouterr().err == "error: the loss is nan at step 1; give a smaller --lr than 0.003\n"
+
+
 def test_a_comparison_knows_its_limits() -> None:
     assert Comparison.of([2.0, 1.0], [2.0, 1.0 + 9e-6], "float32").equal
     assert not Comparison.of([2.0, 1.0], [2.0, 1.0 + 2e-5], "float32").equal
