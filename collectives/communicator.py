@@ -313,9 +313,11 @@ class Communicator:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
+        if error is None:
+            self.close()
+        else:
+            # The connections stay until the process ends, so that a launcher sees this rank end before those it told.
             self.abort(f"{type(error).__name__}: {error}")
-        self.close()
 
     def __repr__(self) -> str:
         return f"<Communicator rank {self.rank} of {self.size} over {self._job.transport.name}>"

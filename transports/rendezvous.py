@@ -66,7 +66,8 @@ def _lead(world: World, generation: int, deadline: float, timeout: float, connec
         identity = _identity(world, generation, 0)
         others = range(1, world.size)
         addresses = _accept(listener, identity, world.token, others, deadline, timeout, connections)
-    token = world.token if world.rendezvous is not None else secrets.token_bytes(32)
+    # Made up only for the Unix socket, which nobody else can read; a secret that the ranks have never travels.
+    token = secrets.token_bytes(32) if world.rendezvous is None else b""
     table = {str(peer): (addresses[peer], identity.port) for peer, (_, identity) in connections.items()}
     body = encode_message(Message.TABLE, json.dumps({"addresses": table, "token": token.hex()}).encode())
     for connection, _ in connections.values():
@@ -89,7 +90,7 @@ def _follow(world: World, generation: int, deadline: float, timeout: float, conn
         if kind is not Message.TABLE:
             raise RendezvousError(body.decode(errors="replace"))
         table = json.loads(body)
-        token = bytes.fromhex(table["token"])
+        token = bytes.fromhex(table["token"]) or world.token
         for peer in range(1, world.rank):
             address, port = table["addresses"][str(peer)]
             connections[peer] = _join((address, port), world, identity, token, deadline, timeout)
