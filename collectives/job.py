@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import os
 import sys
 import weakref
 from typing import Final
@@ -21,10 +23,11 @@ class Job:
     after an uncaught exception it passes on what was raised instead.
     """
 
-    def __init__(self, transport: Transport, slice_bytes: int | None) -> None:
+    def __init__(self, transport: Transport, slice_bytes: int | None, learnt_fd: int | None = None) -> None:
         self.transport = transport
         self.engine = Engine(transport)
         self.slice_bytes = slice_bytes or DEFAULT_SLICE_BYTES
+        self.learnt_fd = learnt_fd
         self.next_context = 1
         """Communicators are told apart by it; ranks agree on the next one in `split`."""
         weakref.finalize(self, transport.close).atexit = False
@@ -49,4 +52,8 @@ def _leave() -> None:
             if job.transport.failure is not None and job.transport.failure.origin == rank:
                 job.transport.leave_job()
                 continue  # the connections end with the process: the others see who was the first
+        failure = job.transport.failure
+        if job.learnt_fd is not None and failure is not None and failure.origin != job.transport.rank:
+            with contextlib.suppress(OSError):
+                os.write(job.learnt_fd, job.transport.rank.to_bytes(4, "little"))
         job.close()

@@ -30,7 +30,9 @@ def init(transport: str | None = None, *, timeout: float | None = None) -> Commu
     if timeout is not None:
         settings = replace(settings, timeout=timeout)
     connected = connect(environment.detect(), settings)
-    return Communicator(Job(connected, settings.slice_bytes), range(connected.size), 0, settings.timeout)
+    return Communicator(
+        Job(connected, settings.slice_bytes, settings.learnt_fd), range(connected.size), 0, settings.timeout
+    )
 
 
 def under_launcher() -> bool:

@@ -51,6 +51,8 @@ class Settings:
     timeout: float = 300.0
     """Seconds, for the rendezvous and for every call."""
     slice_bytes: int | None = None
+    learnt_fd: int | None = None
+    """Where a rank tells its launcher that it ends because another one failed."""
 
 
 _LAUNCHERS: Final = {
@@ -87,7 +89,8 @@ def settings(environ: Mapping[str, str] | None = None) -> Settings:
     if not timeout > 0:
         raise RendezvousError(f"COLLECTIVES_TIMEOUT is {seconds!r}; expected a number of seconds above 0")
     slice_bytes = _number(variables, "COLLECTIVES_SLICE_BYTES", 1) if "COLLECTIVES_SLICE_BYTES" in variables else None
-    return Settings(variables.get("COLLECTIVES_TRANSPORT", "auto"), timeout, slice_bytes)
+    learnt_fd = _number(variables, "COLLECTIVES_LEARNT_FD") if "COLLECTIVES_LEARNT_FD" in variables else None
+    return Settings(variables.get("COLLECTIVES_TRANSPORT", "auto"), timeout, slice_bytes, learnt_fd)
 
 
 def _world(

@@ -120,6 +120,10 @@ class _Job:
         for name in _THREAD_VARIABLES:
             if threads is not None or name not in variables:
                 variables[name] = str(threads or max(1, (os.cpu_count() or 1) // ranks))
+        # Ranks that end because another one failed say so here, each with four bytes.
+        self.learnt, self.learnt_writer = os.pipe()
+        os.set_blocking(self.learnt, False)
+        variables["COLLECTIVES_LEARNT_FD"] = str(self.learnt_writer)
         with socket.create_server(("127.0.0.1", 0), backlog=max(128, ranks)) as listener:
             variables.update(
                 PYTHONFAULTHANDLER="1",
@@ -141,9 +145,9 @@ class _Job:
 
     def _start(self, number: int, variables: Mapping[str, str], listener: socket.socket) -> None:
         own = {**variables, "COLLECTIVES_RANK": str(number), "COLLECTIVES_LOCAL_RANK": str(number)}
-        descriptors: tuple[int, ...] = ()
+        descriptors: tuple[int, ...] = (self.learnt_writer,)
         if number == 0:
-            descriptors = (listener.fileno(),)
+            descriptors = (self.learnt_writer, listener.fileno())
             own["COLLECTIVES_RENDEZVOUS_FD"] = str(listener.fileno())
         inherits = self.output == "raw" or (self.output == "rank0" and number == 0)
         pipe = None if inherits else subprocess.PIPE
@@ -249,7 +253,9 @@ class _Job:
 
     def _report(self) -> int:
         # Ranks that lost a peer end with an uncaught exception, so with code 1: any other ending is nearer to the cause.
+        learnt = self._learnt()
         failures = self.failures or [rank for rank in self.ranks if rank.code]
+        failures = [rank for rank in failures if rank.number not in learnt] or failures
         failed = min(failures, key=lambda rank: (rank.code or 0) >= 0 and 1 + (rank.code == 1), default=None)
         if failed is None or failed.code is None:
             return 0
@@ -264,6 +270,16 @@ class _Job:
         ending = f"; the other {others} rank{'s were' if others > 1 else ' was'} ended" if others else ""
         print(f"collectives run: rank {failed.number} {how}{ending}", file=sys.stderr, flush=True)
         return failed.code if failed.code > 0 else 128 - failed.code
+
+    def _learnt(self) -> set[int]:
+        """The ranks that ended because they learnt of another's failure."""
+        os.close(self.learnt_writer)
+        try:
+            data = os.read(self.learnt, 4 * len(self.ranks))
+        except BlockingIOError:
+            data = b""
+        os.close(self.learnt)
+        return {int.from_bytes(data[start : start + 4], "little") for start in range(0, len(data), 4)}
 
     def _forward(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT:
