@@ -24,12 +24,12 @@ _CODES: Final = {dtype: code for code, dtype in enumerate(DTYPES)}
 
 
 def code(dtype: np.dtype[Any]) -> int:
-    """The dtype's number; raises KeyError for one that `check` refuses."""
+    """Return the dtype's number; raises KeyError for one that `check` refuses."""
     return _CODES[dtype]
 
 
 def by_code(number: int) -> np.dtype[Any]:
-    """The inverse of `code`; raises ValueError for an unknown number."""
+    """Invert `code`; raises ValueError for an unknown number."""
     if not 0 <= number < len(DTYPES):
         raise ValueError(f"dtype code {number} is unknown; expected 0 to {len(DTYPES) - 1}")
     return DTYPES[number]

@@ -1,66 +1,91 @@
-"""The native back end: C++ loops compiled for several instruction sets, the best of which is chosen at run time."""
+"""The native back end: C++ loops compiled for several instruction sets; the best is chosen at import."""
 
 from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from kernels.ops import ReduceOp
+from kernels import dtypes
+from kernels.ops import TABLE, ReduceOp, supported
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_ISAS: Final = ("baseline", "avx2", "avx512")
-_OPS: Final = {op: number for number, op in enumerate(
-    (ReduceOp.SUM, ReduceOp.PROD, ReduceOp.MIN, ReduceOp.MAX, ReduceOp.BAND, ReduceOp.BOR, ReduceOp.BXOR)
-)} | {ReduceOp.AVG: 0}  # fmt: skip
-_DTYPES: Final = {name: number for number, name in enumerate(
-    ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "bfloat16", "float32", "float64")
-)}  # fmt: skip
+CHOICES: Final = ("auto", "numpy", "native", "native-baseline", "native-avx2", "native-avx512")
+"""What the variable COLLECTIVES_KERNELS may say."""
 
 
 class NativeBackend:
-    """The native kernels of one instruction set."""
+    """The native kernels of one instruction set.
 
-    def __init__(self, module: Any, isa: str) -> None:
-        self.name = f"native {isa}"
-        self._module, self._isa = module, _ISAS.index(isa)
+    Each method returns False, and has done nothing, where it has no kernel for the operation and dtype, or
+    where the arrays are not what `kernels.reduce` asks for: of one size, contiguous, `out` writable, not
+    overlapping in part. The caller has made sure that all arrays have the dtype of `out`.
+    """
+
+    def __init__(self, table: Any) -> None:
+        self.name = f"native {table.name}"
+        self.instruction_set = str(table.name)
+        self._reduce, self._reduce_many, self._scale = table.reduce, table.reduce_many, table.scale
+        self._codes = {
+            (op, dtype): (row.code, dtypes.code(dtype))
+            for op, row in TABLE.items()
+            for dtype in dtypes.DTYPES
+            if supported(op, dtype)
+        }
+
+    def reduce(self, op: ReduceOp, a: Array, b: Array, out: Array) -> bool:
+        """Set `out` to a op b."""
+        codes = self._codes.get((op, out.dtype))
+        return codes is not None and bool(self._reduce(*codes, a, b, out))
 
     def reduce_many(self, op: ReduceOp, inputs: Sequence[Array], out: Array) -> bool:
-        """As `kernels.reduce_many`, on checked arrays; False where there is no native kernel (complex numbers)."""
-        dtype = _DTYPES.get(out.dtype.name)
-        if dtype is None:
-            return False
-        addresses = [array.ctypes.data for array in inputs]
-        return bool(self._module.reduce_many(self._isa, _OPS[op], dtype, addresses, out.ctypes.data, out.size))
+        """Set `out` to inputs[0] op inputs[1] op …."""
+        codes = self._codes.get((op, out.dtype))
+        return codes is not None and bool(self._reduce_many(*codes, inputs, out))
+
+    def scale(self, x: Array, factor: float) -> bool:
+        """Multiply `x` by `factor`."""
+        return bool(self._scale(dtypes.code(x.dtype), x, factor))
+
+
+def available() -> list[NativeBackend]:
+    """Return the back ends that this build has and this processor can run, the widest registers first.
+
+    Raises ImportError where the native module is not built.
+    """
+    module = importlib.import_module("kernels._native")
+    return [NativeBackend(table) for table in module.runnable_tables()]
 
 
 def load() -> NativeBackend | None:
-    """The back end that COLLECTIVES_KERNELS asks for (auto, numpy, native, native-ISA); None: numpy serves.
+    """Return the back end that COLLECTIVES_KERNELS asks for (one of CHOICES); None: numpy serves.
 
     Raises ImportError when native kernels are asked for and cannot serve here.
     """
     wanted = os.environ.get("COLLECTIVES_KERNELS", "auto")
+    if wanted not in CHOICES:
+        raise ImportError(f"COLLECTIVES_KERNELS is {wanted!r}; expected one of {', '.join(CHOICES)}")
     if wanted == "numpy":
         return None
-    choices = ("auto", "numpy", "native", *(f"native-{isa}" for isa in _ISAS))
-    if wanted not in choices:
-        raise ImportError(f"COLLECTIVES_KERNELS is {wanted!r}; expected one of {', '.join(choices)}")
     try:
-        module = importlib.import_module("kernels._native")
+        backends = available()
     except ImportError as error:
         if wanted == "auto":
             return None
-        raise ImportError(
-            f"COLLECTIVES_KERNELS is {wanted!r}, but the native module is not built ({error}): make setup"
-        ) from None
-    asked = [wanted.removeprefix("native-")] if wanted.startswith("native-") else list(reversed(_ISAS))
-    for isa in asked:
-        if module.has_isa(_ISAS.index(isa)):
-            return NativeBackend(module, isa)
-    raise ImportError(
-        f"COLLECTIVES_KERNELS is {wanted!r}, which this processor or this build cannot run; leave it at auto"
-    )
+        message = f"COLLECTIVES_KERNELS is {wanted!r}, but the native module is not built ({error}): make setup"
+        raise ImportError(message) from None
+    if wanted in {"auto", "native"}:
+        return backends[0]
+    if wanted == "native-baseline":
+        return backends[-1]
+    for backend in backends:
+        if wanted == f"native-{backend.instruction_set}":
+            return backend
+    can = ", ".join(backend.instruction_set for backend in backends)
+    raise ImportError(f"COLLECTIVES_KERNELS is {wanted!r}, which this processor cannot run; it can: {can}")

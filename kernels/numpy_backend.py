@@ -1,14 +1,16 @@
-"""The reference: every kernel in numpy, as short as it can be. Other back ends must agree with it bit for bit."""
+"""The reference: every kernel in numpy, as short as it can be; other back ends agree with it bit for bit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from kernels.dtypes import SHORT_FLOATS, kind_of
 from kernels.ops import TABLE, ReduceOp
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -27,7 +29,7 @@ _ON_FLOATS: Final[dict[ReduceOp, Callable[..., Array]]] = {ReduceOp.MIN: _minimu
 
 
 def reduce_many(op: ReduceOp, inputs: Sequence[Array], out: Array) -> None:
-    """out = inputs[0] op inputs[1] op …; 16-bit floats are accumulated in float32 and rounded once."""
+    """Set `out` to inputs[0] op inputs[1] op …; 16-bit floats are accumulated in float32 and rounded once."""
     function: Callable[..., Array] = TABLE[op].function
     if kind_of(out.dtype) == "f":
         function = _ON_FLOATS.get(op, function)
@@ -46,9 +48,10 @@ def reduce_many(op: ReduceOp, inputs: Sequence[Array], out: Array) -> None:
 
 
 def scale(x: Array, factor: float) -> None:
-    """x *= factor, in place; 16-bit floats through float32."""
+    """Multiply `x` by `factor` in place: 16-bit floats through float32, complex numbers part by part."""
     with np.errstate(all="ignore"):
         if x.dtype in SHORT_FLOATS:
             x[:] = (x.astype(np.float32) * np.float32(factor)).astype(x.dtype)
         else:
-            x *= x.dtype.type(factor)
+            parts = x.view(x.real.dtype)
+            parts *= parts.dtype.type(factor)

@@ -21,9 +21,12 @@ class ReduceOp(Enum):
     BOR = "bor"
     BXOR = "bxor"
 
+    # Members are singletons; Enum's own hash is a Python function, which small reductions would feel.
+    __hash__ = object.__hash__
+
     @staticmethod
     def premultiplied_sum(factor: float) -> PremultipliedSum:
-        """A sum to which each rank contributes its input times its own `factor`; floats and complex numbers only."""
+        """Return a sum of each rank's input times its own `factor`; floats and complex numbers only."""
         return PremultipliedSum(factor)
 
 
@@ -36,21 +39,22 @@ class PremultipliedSum:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One operation: its numpy function, and the kinds of dtype (b u i f c, as `kind_of` says) that it takes."""
+    """One operation: numpy function, kinds of dtype (b u i f c, as `kind_of` says), code in native tables."""
 
     function: np.ufunc
     kinds: str
+    code: int
 
 
 TABLE: Final[dict[ReduceOp, Row]] = {
-    ReduceOp.SUM: Row(np.add, "buifc"),
-    ReduceOp.AVG: Row(np.add, "fc"),
-    ReduceOp.PROD: Row(np.multiply, "buifc"),
-    ReduceOp.MIN: Row(np.minimum, "buif"),
-    ReduceOp.MAX: Row(np.maximum, "buif"),
-    ReduceOp.BAND: Row(np.bitwise_and, "bui"),
-    ReduceOp.BOR: Row(np.bitwise_or, "bui"),
-    ReduceOp.BXOR: Row(np.bitwise_xor, "bui"),
+    ReduceOp.SUM: Row(np.add, "buifc", 0),
+    ReduceOp.AVG: Row(np.add, "fc", 0),
+    ReduceOp.PROD: Row(np.multiply, "buifc", 1),
+    ReduceOp.MIN: Row(np.minimum, "buif", 2),
+    ReduceOp.MAX: Row(np.maximum, "buif", 3),
+    ReduceOp.BAND: Row(np.bitwise_and, "bui", 4),
+    ReduceOp.BOR: Row(np.bitwise_or, "bui", 5),
+    ReduceOp.BXOR: Row(np.bitwise_xor, "bui", 6),
 }
 
 
@@ -69,8 +73,7 @@ def check(op: ReduceOp, dtype: np.dtype[Any]) -> None:
         )
     if supported(op, dtype):
         return
-    fitting = (
-        ", ".join(other.name for other in ReduceOp if supported(other, dtype)) or "none: it is for moving data only"
-    )
+    names = ", ".join(other.name for other in ReduceOp if supported(other, dtype))
+    fitting = names or "none: it is for moving data only"
     hint = "; use SUM and divide" if op is ReduceOp.AVG else ""
     raise TypeError(f"{op.name} does not reduce {dtype}; operations that do: {fitting}{hint}")

@@ -1,42 +1,116 @@
+// The Python face of the kernels. Each function takes only what is right in every way and returns false otherwise;
+// the caller then finds the words for what is wrong, or lets numpy serve. So a small call checks nothing twice.
 #include <nanobind/nanobind.h>
-#include <nanobind/stl/vector.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
-#include "reduce_table.hpp"
+#include "dispatch.hpp"
+#include "types.hpp"
 
 namespace nb = nanobind;
+using namespace collectives::kernels;
 
 namespace {
 
+// Below this many bytes, handing the interpreter lock over costs more than it frees.
 constexpr std::size_t release_lock_from = 32 * 1024;
 
-// Addresses come from numpy arrays that Python code has checked and keeps alive. False: no such kernel.
-bool reduce_many(int isa, int op, int dtype, const std::vector<std::uintptr_t>& inputs, std::uintptr_t out,
-                 std::size_t count) {
-    const auto function = kernels::find_reduce(kernels::Isa{isa}, kernels::Op{op}, kernels::Dtype{dtype});
-    if (function == nullptr) {
-        return false;
+// The memory of a contiguous array, held as long as this lives; empty where the object has none of the kind asked for.
+class Buffer {
+  public:
+    explicit Buffer(nb::handle object, int flags = PyBUF_SIMPLE) {
+        if (PyObject_GetBuffer(object.ptr(), &view_, flags) != 0) PyErr_Clear();
     }
-    std::vector<const std::byte*> pointers;
-    pointers.reserve(inputs.size());
-    for (const std::uintptr_t address : inputs) {
-        pointers.push_back(reinterpret_cast<const std::byte*>(address));
+    Buffer(Buffer&& other) noexcept : view_(other.view_) { other.view_.obj = nullptr; }
+    Buffer(const Buffer&) = delete;
+    Buffer& operator=(const Buffer&) = delete;
+    Buffer& operator=(Buffer&&) = delete;
+    ~Buffer() {
+        if (view_.obj != nullptr) PyBuffer_Release(&view_);
     }
-    auto* target = reinterpret_cast<std::byte*>(out);
-    if (count < release_lock_from) {
-        function(pointers.data(), pointers.size(), target, count);
+
+    explicit operator bool() const { return view_.obj != nullptr; }
+    std::byte* data() const { return static_cast<std::byte*>(view_.buf); }
+    std::size_t bytes() const { return static_cast<std::size_t>(view_.len); }
+
+    // Of the same size, and either the same memory or apart.
+    bool fits(const Buffer& out) const {
+        if (!*this || bytes() != out.bytes()) return false;
+        const auto mine = reinterpret_cast<std::uintptr_t>(data());
+        const auto other = reinterpret_cast<std::uintptr_t>(out.data());
+        return mine == other || mine + bytes() <= other || other + bytes() <= mine;
+    }
+
+  private:
+    Py_buffer view_{};
+};
+
+template <typename Work>
+void run(std::size_t bytes, const Work& work) {
+    if (bytes < release_lock_from) {
+        work();
     } else {
         const nb::gil_scoped_release unlocked;
-        function(pointers.data(), pointers.size(), target, count);
+        work();
     }
+}
+
+ReduceFunction find_reduce(const KernelTable& table, std::size_t op, std::size_t dtype) {
+    return op < op_count && dtype < dtype_count ? table.reduce[op][dtype] : nullptr;
+}
+
+bool reduce(const KernelTable& table, std::size_t op, std::size_t dtype, nb::handle a, nb::handle b, nb::handle out) {
+    const ReduceFunction function = find_reduce(table, op, dtype);
+    const Buffer target(out, PyBUF_WRITABLE);
+    const Buffer first(a);
+    const Buffer second(b);
+    if (function == nullptr || !target || !first.fits(target) || !second.fits(target)) return false;
+    const std::byte* const pointers[2] = {first.data(), second.data()};
+    run(target.bytes(), [&] { function(pointers, 2, target.data(), target.bytes() / element_bytes[dtype]); });
+    return true;
+}
+
+bool reduce_many(const KernelTable& table, std::size_t op, std::size_t dtype, nb::sequence inputs, nb::handle out) {
+    const ReduceFunction function = find_reduce(table, op, dtype);
+    const Buffer target(out, PyBUF_WRITABLE);
+    std::vector<Buffer> buffers;
+    std::vector<const std::byte*> pointers;
+    for (const nb::handle input : inputs) {
+        if (!buffers.emplace_back(input).fits(target)) return false;
+        pointers.push_back(buffers.back().data());
+    }
+    if (function == nullptr || !target || pointers.empty()) return false;
+    run(target.bytes() * pointers.size(),
+        [&] { function(pointers.data(), pointers.size(), target.data(), target.bytes() / element_bytes[dtype]); });
+    return true;
+}
+
+bool scale(const KernelTable& table, std::size_t dtype, nb::handle x, double factor) {
+    const ScaleFunction function = dtype < dtype_count ? table.scale[dtype] : nullptr;
+    const Buffer target(x, PyBUF_WRITABLE);
+    if (function == nullptr || !target) return false;
+    run(target.bytes(), [&] { function(target.data(), target.bytes() / element_bytes[dtype], factor); });
     return true;
 }
 
 }  // namespace
 
 NB_MODULE(_native, module) {
-    module.def("reduce_many", &reduce_many);
-    module.def("has_isa", [](int isa) { return kernels::has_isa(kernels::Isa{isa}); });
+    // The tables are static; what still refers to them when the interpreter ends is no leak worth a report.
+    nb::set_leak_warnings(false);
+    module.doc() = "Native reduction kernels; use them through the package kernels.";
+    nb::class_<KernelTable>(module, "KernelTable")
+        .def_prop_ro("name", [](const KernelTable& table) { return table.name; })
+        .def("reduce", &reduce)
+        .def("reduce_many", &reduce_many)
+        .def("scale", &scale);
+    module.def("runnable_tables", [] {
+        nb::list tables;
+        for (const KernelTable* table : runnable_tables()) {
+            tables.append(nb::cast(table, nb::rv_policy::reference));
+        }
+        return tables;
+    });
 }

@@ -1,39 +1,20 @@
-#include "reduce_table.hpp"
+#include "dispatch.hpp"
 
-namespace kernels {
+namespace collectives::kernels {
 
-ReduceFunction find_baseline(Op op, Dtype dtype);
+std::vector<const KernelTable*> runnable_tables() {
+    std::vector<const KernelTable*> tables;
 #if defined(__x86_64__)
-ReduceFunction find_avx2(Op op, Dtype dtype);
-ReduceFunction find_avx512(Op op, Dtype dtype);
+    // These ask the operating system too: it must save the wide registers.
+    const bool has_avx2 =
+        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (has_avx2 && has_avx512) tables.push_back(&avx512::table);
+    if (has_avx2) tables.push_back(&avx2::table);
 #endif
-
-bool has_isa(Isa isa) {
-    if (isa == Isa::baseline) {
-        return true;
-    }
-#if defined(__x86_64__)
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    return isa == Isa::avx2 ? avx2 : avx512;
-#else
-    return false;
-#endif
+    tables.push_back(&baseline::table);
+    return tables;
 }
 
-ReduceFunction find_reduce(Isa isa, Op op, Dtype dtype) {
-#if defined(__x86_64__)
-    if (isa == Isa::avx2) {
-        return find_avx2(op, dtype);
-    }
-    if (isa == Isa::avx512) {
-        return find_avx512(op, dtype);
-    }
-#else
-    static_cast<void>(isa);
-#endif
-    return find_baseline(op, dtype);
-}
-
-}  // namespace kernels
+}  // namespace collectives::kernels

@@ -1,8 +1,11 @@
-#define KERNELS_ISA avx2
-#include "reduce.hpp"
+#define COLLECTIVES_ISA avx2
+#define COLLECTIVES_VECTOR_BYTES 32
 
-namespace kernels {
+#include "dispatch.hpp"
+#include "kernel_table.hpp"
 
-ReduceFunction find_avx2(Op op, Dtype dtype) { return avx2::find(op, dtype); }
+namespace collectives::kernels::avx2 {
 
-}  // namespace kernels
+extern constinit const KernelTable table = make_table("avx2");
+
+}  // namespace collectives::kernels::avx2

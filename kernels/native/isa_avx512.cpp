@@ -1,8 +1,11 @@
-#define KERNELS_ISA avx512
-#include "reduce.hpp"
+#define COLLECTIVES_ISA avx512
+#define COLLECTIVES_VECTOR_BYTES 64
 
-namespace kernels {
+#include "dispatch.hpp"
+#include "kernel_table.hpp"
 
-ReduceFunction find_avx512(Op op, Dtype dtype) { return avx512::find(op, dtype); }
+namespace collectives::kernels::avx512 {
 
-}  // namespace kernels
+extern constinit const KernelTable table = make_table("avx512");
+
+}  // namespace collectives::kernels::avx512

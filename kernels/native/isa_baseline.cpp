@@ -1,8 +1,18 @@
-#define KERNELS_ISA baseline
-#include "reduce.hpp"
+// What every machine of the architecture has: SSE2 on x86-64, NEON on arm64.
+#define COLLECTIVES_ISA baseline
+#define COLLECTIVES_VECTOR_BYTES 16
 
-namespace kernels {
+#include "dispatch.hpp"
+#include "kernel_table.hpp"
 
-ReduceFunction find_baseline(Op op, Dtype dtype) { return baseline::find(op, dtype); }
+namespace collectives::kernels::baseline {
 
-}  // namespace kernels
+#if defined(__aarch64__)
+constexpr const char* name = "neon";
+#else
+constexpr const char* name = "baseline";
+#endif
+
+extern constinit const KernelTable table = make_table(name);
+
+}  // namespace collectives::kernels::baseline

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
+import os
+import subprocess
+import sys
 from typing import Any
 
 import ml_dtypes
@@ -22,11 +24,9 @@ COUNTS = (0, 1, 2, 3, 7, 13, 16, 17, 31, 63, 64, 65, 127, 257, 1021)
 
 def native_backends() -> list[native_backend.NativeBackend]:
     try:
-        module = importlib.import_module("kernels._native")
+        return native_backend.available()
     except ImportError:
         return []
-    sets = ("baseline", "avx2", "avx512")
-    return [native_backend.NativeBackend(module, isa) for number, isa in enumerate(sets) if module.has_isa(number)]
 
 
 BACKENDS = native_backends()
@@ -62,7 +62,7 @@ def assert_same_bits(actual: Array, expected: Array) -> None:
 def test_native_kernels_are_built_where_make_set_up_the_machine() -> None:
     if not BACKENDS:
         pytest.skip("the native module is not built here: numpy serves")
-    assert BACKENDS[0].name == "native baseline"
+    assert BACKENDS[-1].name in {"native baseline", "native neon"}
     assert backend() == "numpy" or backend().startswith("native ")
 
 
@@ -142,3 +142,58 @@ def test_public_reduce_works_in_place(op: ReduceOp, dtype: np.dtype[Any], place:
     numpy_backend.reduce_many(op, [array.copy() for array in pair], expected)
     dispatch.reduce(op, pair[0], pair[1], pair[place])
     assert_same_bits(pair[place], expected)
+
+
+@on_each_backend
+@pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if supported(ReduceOp.AVG, dtype)], ids=str)
+@given(count=st.sampled_from(COUNTS), offset=st.integers(0, 7), seed=st.integers(0, 2**32 - 1))
+def test_scale_agrees_with_numpy(
+    native: native_backend.NativeBackend, dtype: np.dtype[Any], count: int, offset: int, seed: int
+) -> None:
+    actual = random_array(dtype, count, seed, offset)
+    expected = actual.copy()
+    assert native.scale(actual, 1 / 3)
+    numpy_backend.scale(expected, 1 / 3)
+    assert_same_bits(actual, expected)
+
+
+@on_each_backend
+def test_native_kernels_leave_alone_what_does_not_fit(native: native_backend.NativeBackend) -> None:
+    memory = np.arange(9, dtype=np.float32)
+    read_only = np.zeros(8, np.float32)
+    read_only.flags.writeable = False
+    first, second = memory[:8].copy(), memory[1:].copy()
+    refused = [
+        (memory[:8], second, memory[1:]),
+        (first[:7], second, np.empty_like(first)),
+        (first, second, read_only),
+        (first[::2], second[:4], np.empty(4, np.float32)),
+    ]
+    for a, b, out in refused:
+        before = out.copy()
+        assert not native.reduce(ReduceOp.SUM, a, b, out)
+        assert not native.reduce_many(ReduceOp.SUM, (a, b), out)
+        assert_same_bits(out, before)
+    assert not native.reduce_many(ReduceOp.SUM, (), first)
+    assert not native.scale(read_only, 2.0)
+    assert not native.scale(np.ones(4, np.int32), 2.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ("numpy", "numpy"),
+        ("sse9", "COLLECTIVES_KERNELS is 'sse9'; expected one of auto, numpy, native, native-baseline"),
+        *((native.name.replace(" ", "-").replace("neon", "baseline"), native.name) for native in BACKENDS),
+    ],
+)
+def test_the_variable_chooses_the_back_end(choice: str, expected: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", "import kernels; print(kernels.backend())"],
+        env=os.environ | {"COLLECTIVES_KERNELS": choice},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert expected in result.stdout + result.stderr
