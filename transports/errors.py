@@ -8,7 +8,11 @@ type with the original cause instead of waiting.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from bisect import bisect_right
+from dataclasses import asdict, dataclass, replace
+from typing import Final
+
+_LARGEST_RECORD: Final = 1 << 14
 
 
 class CommunicationError(RuntimeError):
@@ -59,9 +63,19 @@ class Failure:
     origin: int
     message: str
 
-    def encode(self) -> bytes:
-        """As UTF-8 JSON; the message is cut so that the record stays below 16 KiB."""
-        return json.dumps({**asdict(self), "message": self.message[:8000]}, ensure_ascii=True)[:16384].encode()
+    def encode(self, largest: int = _LARGEST_RECORD) -> bytes:
+        """As JSON in ASCII, of at most `largest` bytes: a message that is too long loses its end."""
+        whole = self._record()
+        if len(whole) <= largest:
+            return whole
+        kept = bisect_right(range(largest), largest, key=lambda count: len(self._shortened(count)._record()))
+        return self._shortened(max(0, kept - 1))._record()
+
+    def _record(self) -> bytes:
+        return json.dumps(asdict(self), ensure_ascii=True).encode()
+
+    def _shortened(self, count: int) -> Failure:
+        return replace(self, message=self.message[:count] + " …")
 
     @classmethod
     def decode(cls, data: bytes | bytearray | memoryview) -> Failure:
@@ -69,7 +83,7 @@ class Failure:
         try:
             fields = json.loads(bytes(data))
             return cls(str(fields["kind"]), int(fields["origin"]), str(fields["message"]))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return cls("Aborted", -1, "a peer aborted the job, and its reason could not be read")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -23,7 +24,7 @@ class InprocTransport(Transport):
         self._group = group
         self._changed = self._lock = changed
         self._version = self._seen = 0
-        self._mismatch: Exception | None = None
+        self._mismatches: deque[Exception] = deque()
 
     def _post_send(self, request: Request) -> None:
         with self._changed:
@@ -33,7 +34,7 @@ class InprocTransport(Transport):
             try:
                 arrival = receiver.mailbox.arriving(self.rank, request.channel, request.label, len(request.data))
             except Exception as error:  # the receiver must raise it, in its own thread
-                receiver._mismatch = error
+                receiver._mismatches.append(error)
             else:
                 arrival.data[:] = request.data
                 receiver._finish_arrival(arrival)
@@ -54,8 +55,8 @@ class InprocTransport(Transport):
             self._seen = self._version
             if self.failure is not None:
                 raise JobFailed(self.failure)
-            if self._mismatch is not None:
-                raise self._mismatch
+            if self._mismatches:
+                raise self._mismatches.popleft()
             for peer in self.mailbox.waiting_for():
                 if self._group[peer].closed:
                     raise self._fail(_left(peer))

@@ -1,6 +1,8 @@
+import threading
+
 import pytest
 
-from transports.base import NO_LABEL, Ledger
+from transports.base import LABEL_BYTES, NO_LABEL, Ledger
 from transports.conformance import check_transport
 from transports.errors import JobFailed, LabelMismatch
 from transports.inproc import InprocTransport, run_threads
@@ -68,6 +70,28 @@ def test_messages_that_do_not_fit():
 
     with pytest.raises(LabelMismatch, match="4 bytes expected, 3 arrived"):
         run_threads(2, length)
+
+
+def test_a_mismatch_is_raised_once():
+    sent, seen = threading.Event(), threading.Event()
+
+    def rank(transport):
+        if transport.rank == 0:
+            transport.expect(1, b"\1" * LABEL_BYTES)
+            transport.expect(2, b"\1" * LABEL_BYTES)
+            sent.wait(10)
+            for _ in range(2):
+                with pytest.raises(LabelMismatch):
+                    transport.progress(5)
+            transport.progress(0)
+            seen.set()
+        else:
+            for channel in (1, 2):
+                transport.send(0, channel, NO_LABEL, memoryview(b"abc"), Ledger())
+            sent.set()
+            seen.wait(10)
+
+    run_threads(2, rank)
 
 
 def test_failure_reaches_everyone():
