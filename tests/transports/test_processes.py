@@ -67,6 +67,14 @@ def test_mpirun(kind, transport, program):
     assert done.stdout.count("over " + transport) == 3
 
 
+@pytest.mark.mpi
+@pytest.mark.parametrize("kind", ["openmpi", "mpich"])
+def test_ranks_leave_mpi_with_messages_under_way(kind):
+    done = mpirun(kind, 3, PROGRAMS / "leaves_over_mpi.py")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("leaves") == 3
+
+
 @pytest.mark.parametrize(
     ("how", "code", "said"),
     [
