@@ -11,7 +11,7 @@ from collectives.errors import ScheduleError
 from collectives.spec import COLLECTIVES
 from collectives.verify import verify_algorithm
 from transports.connect import available
-from transports.launch_command import add_run_command
+from transports.launch_command import OneLineParser, add_run_command, positive
 
 
 def _list(_: argparse.Namespace) -> int:
@@ -54,18 +54,9 @@ def _verify(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number}: expected at least 1")
-    return number
-
-
 def main() -> int:
     """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m collectives", description="Collective communication between ranks."
-    )
+    parser = OneLineParser(prog="python -m collectives", description="Collective communication between ranks.")
     commands = parser.add_subparsers(required=True, metavar="command")
     add_run_command(commands)
     listing = commands.add_parser("list", help="the algorithms, transports and kernels that are here")
@@ -73,12 +64,12 @@ def main() -> int:
     show = commands.add_parser("show", help="print a schedule as a table")
     show.add_argument("collective")
     show.add_argument("algorithm", nargs="?", help="by default all of the collective")
-    show.add_argument("-n", "--ranks", type=_positive, default=4)
+    show.add_argument("-n", "--ranks", type=positive, default=4)
     show.add_argument("--root", type=int, default=0)
     show.set_defaults(run=_show)
     check = commands.add_parser("verify", help="prove the schedules for every number of ranks")
     check.add_argument("collective", nargs="?", choices=list(COLLECTIVES), help="by default all")
-    check.add_argument("-n", "--ranks", type=_positive, default=17, help="the largest number of ranks (default: 17)")
+    check.add_argument("-n", "--ranks", type=positive, default=17, help="the largest number of ranks (default: 17)")
     check.set_defaults(run=_verify)
     arguments = parser.parse_args()
     try:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from collectives.__main__ import main
+
 PROGRAMS = Path(__file__).parent / "programs"
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
@@ -78,10 +80,10 @@ def test_ranks_leave_mpi_with_messages_under_way(kind):
 @pytest.mark.parametrize(
     ("how", "code", "said"),
     [
-        ("raise", 1, "rank 1 exited with code 1"),
-        ("exit", 7, "rank 1 exited with code 7"),
-        ("kill", 128 + 9, "rank 1 was killed by SIGKILL"),
-        ("child", 7, "rank 1 exited with code 7"),
+        ("raise", 1, "rank 1 of fails.py exited with code 1"),
+        ("exit", 7, "rank 1 of fails.py exited with code 7"),
+        ("kill", 128 + 9, "rank 1 of fails.py was killed by SIGKILL"),
+        ("child", 7, "rank 1 of fails.py exited with code 7"),
     ],
 )
 def test_a_failing_rank_ends_the_job_and_is_named(how, code, said):
@@ -90,6 +92,7 @@ def test_a_failing_rank_ends_the_job_and_is_named(how, code, said):
     assert time.monotonic() - began < 20
     assert done.returncode == code
     assert said in done.stderr.splitlines()[-1]
+    assert done.stderr.endswith("; the other 2 ranks were ended\n")
     assert "PeerLost: rank 1" in done.stderr
     assert how != "raise" or "this is the cause" in done.stderr
     assert "1000.125" not in subprocess.run(["ps", "ax"], capture_output=True, text=True, timeout=10).stdout
@@ -111,10 +114,16 @@ def test_arguments_modules_and_codes(tmp_path):
     assert done.stdout.splitlines()[0].endswith("['-n', 'two words', '--flag=x'] 2")
     assert done.returncode == 4
     assert embedded(2, "-m", "platform").stdout.count("Linux") >= 2
-    for bad in ([0, script], [2, tmp_path / "absent.py"], [2]):
-        refused = embedded(*bad)
-        assert refused.returncode == 2
-        assert len(refused.stderr.splitlines()[-1]) < 200
+    assert (
+        done.stderr.splitlines()[-1]
+        == "collectives run: rank 1 of script.py exited with code 4; the other 1 rank was ended"
+    )
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__main__.py").write_text("raise SystemExit(5)")
+    done = run(
+        [sys.executable, "-m", "collectives", "run", "-n", "1", "-m", "package"], PYTHONPATH=f"{ROOT}:{tmp_path}"
+    )
+    assert done.stderr.splitlines() == ["collectives run: rank 0 of package exited with code 5"]
 
 
 def test_floods_keep_whole_lines(tmp_path):
@@ -125,6 +134,99 @@ def test_floods_keep_whole_lines(tmp_path):
     lines = embedded(3, script, options=("--output", "prefix")).stdout.splitlines()
     assert len(lines) == 3 * 20001
     assert all(line[1] == line.split()[2] for line in lines if "end" not in line)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("-n 0 script.py", "'0': expected a number from 1"),
+        ("-n x script.py", "'x': expected a number from 1"),
+        ("-n ² script.py", "'²': expected a number from 1"),
+        ("-n 2", "there is nothing to run"),
+        ("-n 2 absent.py", "there is no script absent.py"),
+        ("-n 2 script.py/below", "script script.py/below cannot be read: Not a directory"),
+        ("-n 2 folder", "folder is a folder without __main__.py"),
+        ("-n 2 secret.py", "script secret.py cannot be read: Permission denied"),
+        ("-n 2 --env =x script.py", "'=x': expected KEY=VALUE"),
+        ("-n 2 --env x script.py", "'x': expected KEY=VALUE"),
+        ("-n 2 --timeout soon script.py", "'soon': expected a number of seconds"),
+        ("-n 2 -m no_such_module", "there is no module no_such_module"),
+        ("-n 2 -m no_such_package.module", "there is no module no_such_package.module"),
+        ("-n 2 -m .relative", "there is no module .relative"),
+        ("-n 2 -m transports", "module transports is a package without __main__"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_in_one_line(tmp_path, monkeypatch, capsys, arguments, said):
+    if "secret" in arguments and os.geteuid() == 0:
+        pytest.skip("root reads everything")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["collectives", "run", *arguments.split()])
+    monkeypatch.setattr("transports.launch_command.launch", lambda *_, **__: pytest.fail("ranks were started"))
+    (tmp_path / "script.py").write_text("")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "secret.py").touch(0)
+    with pytest.raises(SystemExit) as refusal:
+        main()
+    assert refusal.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("collectives run: ")
+    assert said in line
+
+
+def launcher(script, *options):
+    command = [sys.executable, "-m", "collectives", "run", "-n", "2", "--output", "prefix", *options, str(script)]
+    return subprocess.Popen(command, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_reader_that_stalls_delays_no_signal(tmp_path):
+    script = tmp_path / "flood.py"
+    script.write_text(
+        "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('ready')\nwhile True: print('x' * 5000)"
+    )
+    with launcher(script, "--grace", "0.1") as process:
+        ready = 0
+        while ready < 2:
+            ready += "ready" in process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 128 + signal.SIGKILL
+
+
+def test_a_slow_reader_gets_everything(tmp_path):
+    script = tmp_path / "flood.py"
+    script.write_text("for k in range(30000): print('x' * 100, k)")
+    with launcher(script) as process:
+        first = process.stdout.readline()
+        lines = [first, *process.stdout]
+        assert process.stderr.read() == ""
+        assert process.wait(20) == 0
+        for rank in range(2):
+            numbers = [int(line.split()[2]) for line in lines if line.startswith(f"[{rank}] x")]
+            assert numbers == list(range(30000))
+
+
+def test_a_second_interrupt_kills_at_once(tmp_path):
+    script = tmp_path / "stubborn.py"
+    script.write_text(
+        "import signal\nsignal.signal(signal.SIGINT, lambda *_: print('no'))\nprint('ready')\nwhile True: signal.pause()"
+    )
+    with launcher(script, "--grace", "1000") as process:
+        for word in ("ready", "no"):
+            assert all(word in process.stdout.readline() for _ in range(2))
+            process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 128 + signal.SIGKILL
+
+
+def test_a_clean_exit_leaves_no_process(tmp_path):
+    script = tmp_path / "parent.py"
+    seconds = f"1000.{os.getpid()}"
+    script.write_text(
+        f"import subprocess\n"
+        f"for apart in (False, True): subprocess.Popen(['sleep', '{seconds}'], start_new_session=apart)\n"
+        f"print('done')"
+    )
+    done = embedded(2, script)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert seconds not in subprocess.run(["ps", "ax"], capture_output=True, text=True, timeout=10).stdout
 
 
 def test_timeout_dumps_stacks(tmp_path):
