@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +73,41 @@ def test_three_ranks_of_the_command_leave_a_whole_report(text: Path, tmp_path: P
     assert found["configuration"]["layout"] == "dp3"
     assert found["configuration"]["hidden"] == 16
     assert not list(tmp_path.glob(".report.json*"))
+
+
+def processes(text: Path) -> dict[int, dict[bytes, bytes]]:
+    """The environment of every process whose command line names this file, by process id."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(text).encode() in (entry / "cmdline").read_bytes().split(b"\0"):
+                variables = (entry / "environ").read_bytes().split(b"\0")
+                found[int(entry.name)] = dict(line.split(b"=", 1) for line in variables if b"=" in line)
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_the_training_and_is_named(text: Path) -> None:
+    arguments = [*SMALL, "--layout", "dp3", "--data", str(text), "--steps", "1000000"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "parallel", "train", *arguments],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as launcher:  # fmt: skip
+        assert launcher.stdout
+        assert launcher.stderr
+        while "step" not in launcher.stdout.readline():
+            assert launcher.poll() is None
+        (killed,) = (pid for pid, names in processes(text).items() if names.get(b"COLLECTIVES_RANK") == b"2")
+        os.kill(killed, signal.SIGKILL)
+        errors = launcher.stderr.read().splitlines()
+        assert launcher.wait(20) == 128 + signal.SIGKILL
+    assert errors[-1] == (
+        "collectives run: rank 2 of parallel was killed by SIGKILL (out of memory?); the other 2 ranks were ended"
+    )
+    assert any("PeerLost: rank 2" in line for line in errors)
+    assert not processes(text)
 
 
 @pytest.mark.slow
