@@ -26,7 +26,7 @@ help:
 	@echo "make bench     benchmarks on 2 and 4 ranks (BENCH_ARGS='--max-bytes 1M')"
 	@echo "make check     ruff, mypy --strict, clang-format"
 	@echo "make sanitize  native code under the address, undefined-behaviour and thread sanitizers"
-	@echo "make soak      the property tests with thousands of examples"
+	@echo "make soak      the property tests with thousands of examples, and messages beyond 2 GiB"
 	@echo "make clean     remove everything that was built"
 
 .DEFAULT:
@@ -104,6 +104,7 @@ sanitize: setup
 
 soak: setup
 	@$(IN_VENV) $(BIN)/python -m pytest --hypothesis-profile=soak --timeout=3600 -m 'not mpi' tests/kernels tests/collectives $(SOAK_ARGS)
+	@$(IN_VENV) $(BIN)/python -m pytest --hypothesis-profile=soak -m soak tests/transports
 
 clean:
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -77,6 +77,19 @@ def test_ranks_leave_mpi_with_messages_under_way(kind):
     assert done.stdout.count("leaves") == 3
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    "kind", ["embedded", pytest.param("openmpi", marks=pytest.mark.mpi), pytest.param("mpich", marks=pytest.mark.mpi)]
+)
+def test_messages_beyond_2_gib(kind):
+    if os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGESIZE") < 6 << 30:
+        pytest.skip("needs 6 GiB of free memory")
+    program = PROGRAMS / "beyond_2_gib.py"
+    done = embedded(2, program, "tcp") if kind == "embedded" else mpirun(kind, 2, program, "mpi")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("is right") == 4
+
+
 @pytest.mark.parametrize(
     ("how", "code", "said"),
     [
