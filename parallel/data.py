@@ -80,8 +80,10 @@ def load(source: str) -> Corpus:
         files = [path for path in _walk(root, without=_NOT_LIBRARY) if path.suffix == ".py"]
     else:
         root = Path(source)
-        if not root.exists():
+        if not source or not root.exists():
             raise DataError(f"--data {source}: no such file or folder; give a file, a folder or {STANDARD_LIBRARY!r}")
+        if not (root.is_dir() or root.is_file()):  # a pipe or a device might never end
+            raise DataError(f"--data {source}: neither a file nor a folder; save its content to a file first")
         files = list(_walk(root)) if root.is_dir() else [root]
     training: list[bytes] = []
     validation: list[bytes] = []
@@ -90,7 +92,7 @@ def load(source: str) -> Corpus:
             text = path.read_bytes()
         except OSError as error:
             raise DataError(f"--data {source}: cannot read {path}: {error.strerror}") from error
-        held_out = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") % _VALIDATION_ONE_IN == 0
+        held_out = int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "little") % _VALIDATION_ONE_IN == 0
         (validation if held_out else training).append(text)
     parts = [b"".join(training), b"".join(validation)]
     if not (parts[0] or parts[1]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,11 @@ def test_a_folder_is_split_by_file(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load(str(tmp_path)).training, found.training)
 
 
+def test_file_names_need_not_be_text(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff")).write_bytes(b"abc" * 20)
+    assert load(str(tmp_path)).files == 1
+
+
 def test_a_single_file_is_split_at_its_end(tmp_path: Path) -> None:
     (tmp_path / "one").write_bytes(bytes(range(200)))
     found = load(str(tmp_path / "one"))
@@ -82,6 +88,11 @@ def test_data_that_cannot_serve_is_refused(tmp_path: Path) -> None:
         load(str(tmp_path / "none"))
     with pytest.raises(DataError, match=r"the corpus is empty \(0 files, 0 bytes\)"):
         load(str(tmp_path))
+    with pytest.raises(DataError, match="--data : no such file or folder"):
+        load("")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="neither a file nor a folder"):
+        load(str(tmp_path / "pipe"))
     (tmp_path / "empty").touch()
     with pytest.raises(DataError, match=r"the corpus is empty \(1 files, 0 bytes\)"):
         load(str(tmp_path))
