@@ -39,7 +39,10 @@ def _mean_columns(matrix: Array) -> Array:
 
 
 def _blocks(*arrays: Array) -> Iterator[tuple[Array, ...]]:
-    """Yield contiguous arrays of one size in matching blocks that fit a core's cache; on a device, whole."""
+    """Yield arrays of one shape in matching flat blocks that fit a core's cache; on a device, whole.
+
+    The blocks of a contiguous array are views of it, those of any other are copies.
+    """
     flat = [array.reshape(-1) for array in arrays]
     step = _CACHED_ELEMENTS if array_module(flat[0]) is np else max(1, flat[0].size)
     for start in range(0, flat[0].size, step):
@@ -158,7 +161,7 @@ def _layer_norm_bias(g: Array, _saved: Saved) -> Array:
 
 def _gelu(x: Array) -> tuple[Array, Saved]:
     xp = array_module(x)
-    result, derivative = xp.empty_like(x), xp.empty_like(x)
+    result, derivative = xp.empty(x.shape, x.dtype), xp.empty(x.shape, x.dtype)
     for block in _blocks(x, result, derivative):
         _gelu_block(xp, *block)
     return result, (derivative,)
@@ -230,8 +233,8 @@ def _causal_attention_packed(g: Array, saved: Saved) -> Array:
     return gradient.reshape(sequences, positions, heads * 3 * size)
 
 
-# cross_entropy: scale · Σ over tokens of −log softmax(logits)[target], in float64 whatever the dtype of the
-# logits
+# cross_entropy: scale · Σ over tokens of −log softmax(logits)[target]; the sum is in float64 whatever the
+# dtype of the logits
 
 
 def _cross_entropy(logits: Array, targets: Array, scale: float = 1.0) -> tuple[Array, Saved]:

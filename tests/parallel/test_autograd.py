@@ -57,6 +57,12 @@ def test_a_table_of_many_rows_is_scattered_to(monkeypatch: pytest.MonkeyPatch) -
     check_gradients(lambda t: vjps.embedding(t, tokens=np.array([[3, 1], [3, 3]])), np.ones((5, 2)))
 
 
+def test_gelu_of_a_strided_array_is_that_of_its_copy() -> None:
+    x = np.random.default_rng(0).standard_normal((3, 4, 5)).T
+    np.testing.assert_array_equal(vjps.gelu(Tensor(x)).data, vjps.gelu(Tensor(x.copy())).data)
+    check_gradients(vjps.gelu, x)
+
+
 def test_the_check_finds_a_wrong_product() -> None:
     doubled = Operation("doubled", lambda x: (x * 2, ()), (lambda g, _saved: g * 2.001,))
     with pytest.raises(GradientError, match=r"input 0, element \(0,\): .* central differences"):
