@@ -8,12 +8,12 @@ import platform
 import resource
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import cast
 
 import numpy as np
 
-from collectives import Communicator, ReduceOp
+from collectives import Communicator
 from parallel.data import Corpus, DataError, load, unigram_loss
 from parallel.formulas import data_parallel_memory, ring_all_reduce_bytes
 from parallel.progress import start
@@ -54,17 +54,20 @@ class Options:
     compare_steps: int = 0
 
 
-def prepare(options: Options) -> Corpus:
-    """Return the corpus if nothing stands in the way of training; raises one of USAGE_ERRORS otherwise."""
+def prepare(options: Options, *, writes: bool = True) -> Corpus:
+    """Return the corpus if nothing stands in the way of training; raises one of USAGE_ERRORS otherwise.
+
+    `writes`: whether this process will write the files that are asked for, as rank 0 does.
+    """
     options.training.check(options.ranks)
     for name in ("generate", "compare_steps"):
         if getattr(options, name) < 0:
             raise ConfigurationError(f"--{name.replace('_', '-')} must be at least 0, got {getattr(options, name)}")
     if options.threads is not None and options.threads < 1:
         raise ConfigurationError(f"--threads must be at least 1, got {options.threads}")
-    if options.report:
+    if options.report is not None and writes:
         check_writable(options.report, "--report")
-    if options.plot:
+    if options.plot is not None and writes:
         check_plotting(options.plot)
     corpus = load(options.data)
     corpus.check(options.training.seq)
@@ -84,29 +87,54 @@ def run(options: Options, communicator: Communicator) -> int:
                 file=sys.stderr,
             )
         return USAGE_ERROR
-    corpus, problem = None, None
-    try:
-        corpus = prepare(options)
-    except USAGE_ERRORS as error:
-        problem = f"error: rank {communicator.rank}: {error}"
-    # A file may be missing on one host only: no rank starts unless all can.
-    problems = communicator.all_reduce(np.array([problem is not None], np.int64), ReduceOp.SUM)
-    if corpus is None or problems[0]:
-        if problem:
-            print(problem, file=sys.stderr)
+    corpus = _prepare_together(options, communicator)
+    if corpus is None:
         return USAGE_ERROR
-    local = _local_ranks(communicator)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with blas_threads(options.threads or max(1, cores // local)):
+    threads = options.threads or max(1, cores // _local_ranks(communicator))
+    options = replace(options, threads=threads)
+    # An overflow shows in the loss, which is checked; numpy would warn of it on every rank.
+    with blas_threads(threads), np.errstate(all="ignore"):
         try:
             result = _train(options, corpus, communicator)
+            if communicator.rank:
+                return 0 if result.traffic["dp"].exact else 1
+            return _conclude(options, corpus, result)
         except DivergenceError as error:  # on every rank alike, so that one message says it all
             if communicator.rank == 0:
                 print(f"error: {error}", file=sys.stderr)
             return 1
-        if communicator.rank:
-            return 0 if result.traffic["dp"].exact else 1
-        return _conclude(options, corpus, result)
+
+
+def _prepare_together(options: Options, communicator: Communicator) -> Corpus | None:
+    """Return the corpus if every rank can train, on the same data and as configured alike; else None.
+
+    A file may be missing, or another version of it lie, on one host only. One rank prints what is wrong.
+    """
+    corpus, problem, digest = None, None, hashlib.sha256(repr(options.training).encode())
+    try:
+        corpus = prepare(options, writes=communicator.rank == 0)
+        digest.update(corpus.training.data)
+        digest.update(corpus.validation.data)
+    except USAGE_ERRORS as error:
+        problem = error
+    mine = np.frombuffer(bytes([corpus is not None]) + digest.digest(), np.uint8)
+    everyone = communicator.all_gather(mine)
+    unable = np.flatnonzero(everyone[:, 0] == 0)
+    differing = np.flatnonzero((everyone != everyone[0]).any(axis=1))
+    if unable.size:
+        if communicator.rank == unable[0]:
+            print(f"error: rank {communicator.rank}: {problem}", file=sys.stderr)
+        return None
+    if differing.size:
+        if communicator.rank == 0:
+            listed = ", ".join(map(str, differing))
+            print(
+                f"error: rank {listed}: other data or flags than those of rank 0; give all ranks the same",
+                file=sys.stderr,
+            )
+        return None
+    return corpus
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,8 @@ class Traffic:
 
 def check_writable(path: str, flag: str) -> None:
     """Raise ReportError unless a file can be written at `path`, so that a training does not end in vain."""
+    if not path:
+        raise ReportError(f"{flag} is empty; name a file, or leave {flag} out")
     folder = Path(path).parent
     if not folder.is_dir():
         raise ReportError(f"{flag} {path}: there is no folder {folder}; create it first")

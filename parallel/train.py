@@ -68,7 +68,9 @@ class TrainingConfiguration:
                 raise ConfigurationError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         for name in ("lr", "warmup", "weight_decay", "clip", "seed"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise ConfigurationError(f"--{name.replace('_', '-')} must be at least 0, got {getattr(self, name)}")
+                raise ConfigurationError(
+                    f"--{name.replace('_', '-')} must be a finite number of at least 0, got {getattr(self, name)}"
+                )
         if self.dtype not in ("float32", "float64"):
             raise ConfigurationError(f"--dtype must be float32 or float64, got {self.dtype}")
         if self.hidden % self.heads:
@@ -142,20 +144,22 @@ class Trainer:
         windows = self.corpus.batch(c.seed, number, replica.samples(c.batch), c.seq)
         loss = replica.accumulate(windows, c.batch * c.seq, c.micro_batches)
         replica.reduce_gradients()
-        loss = sum_over_ranks(self.metrics, loss)
-        if not math.isfinite(loss):
-            raise DivergenceError(f"the loss is {loss} at step {number + 1}; give a smaller --lr than {c.lr:g}")
+        loss = self._checked(sum_over_ranks(self.metrics, loss), f"the loss at step {number + 1}")
         scale = clip_scale(gradient_norm(self.parameters.gradients), c.clip)
         self.optimizer.step(learning_rate(number, c.lr, c.warmup, c.steps), scale)
         return Step(loss, time.perf_counter() - began, self._waited() - waited)
 
     def validate(self) -> float:
-        """Return the mean loss over the validation windows, the same on every rank."""
+        """Return the mean loss over the validation windows, the same on every rank.
+
+        Raises DivergenceError, on every rank, if it is not finite.
+        """
         c = self.configuration
         windows = c.validation_batches * c.batch
         mine = self.corpus.validation_batch(windows, self.replica.samples(windows), c.seq)
         at_once = max(1, c.batch // self.metrics.size // c.micro_batches)
-        return sum_over_ranks(self.metrics, self.replica.evaluate(mine, at_once)) / (windows * c.seq)
+        loss = sum_over_ranks(self.metrics, self.replica.evaluate(mine, at_once)) / (windows * c.seq)
+        return self._checked(loss, f"the validation loss after {self.optimizer.steps} steps")
 
     def weights_sha256(self) -> str:
         """Return the digest of all weights; raises RuntimeError if the ranks' weights differ."""
@@ -185,6 +189,11 @@ class Trainer:
                 cumulative = xp.cumsum(xp.exp(logits - logits.max()))
                 text.append(min(255, int(xp.searchsorted(cumulative, draw * cumulative[-1], side="right"))))
         return bytes(text)
+
+    def _checked(self, loss: float, what: str) -> float:
+        if not math.isfinite(loss):
+            raise DivergenceError(f"{what} is {loss}; give a smaller --lr than {self.configuration.lr:g}")
+        return loss
 
     def _waited(self) -> float:
         axes = (self.replica.communicator, self.metrics)

@@ -131,7 +131,7 @@ def test_generation_repeats_and_continues_the_prompt() -> None:
         ({"micro_batches": 3}, 2, "--micro-batches is 3, but a rank has only 2 sequences"),
         ({"heads": 3}, 1, "--heads must divide --hidden, but 16 is no multiple of 3"),
         ({"steps": 0}, 1, "--steps must be at least 1, got 0"),
-        ({"lr": float("nan")}, 1, "--lr must be at least 0, got nan"),
+        ({"lr": float("nan")}, 1, "--lr must be a finite number of at least 0, got nan"),
         ({"dtype": "float16"}, 1, "--dtype must be float32 or float64, got float16"),
     ],
 )

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from collectives import Communicator
 from collectives.testing import run_ranks
 from parallel import report
-from parallel.job import Comparison, Options, run
+from parallel.job import Comparison, Options, prepare, run
 from parallel.train import TrainingConfiguration
 
 ROOT = Path(__file__).parents[2]
@@ -72,6 +73,7 @@ def test_three_ranks_of_the_command_leave_a_whole_report(text: Path, tmp_path: P
     assert found["comparison"]["largest_difference"] <= 1e-5
     assert found["configuration"]["layout"] == "dp3"
     assert found["configuration"]["hidden"] == 16
+    assert found["configuration"]["threads"] == 1
     assert not list(tmp_path.glob(".report.json*"))
 
 
@@ -111,6 +113,15 @@ def test_a_killed_rank_ends_the_training_and_is_named(text: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_training_that_overflows_says_so_and_nothing_else(text: Path) -> None:
+    done = command(*SMALL, "--layout", "dp2", "--data", str(text), "--lr", "1e30")
+    assert done.returncode == 1
+    first, last = done.stderr.splitlines()
+    assert first == "error: the loss at step 2 is nan; give a smaller --lr than 1e+30"
+    assert last.startswith("collectives run: rank ")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -120,6 +131,7 @@ def test_a_killed_rank_ends_the_training_and_is_named(text: Path) -> None:
         (["--seq", "5000"], "too few for sequences of 5000"),
         (["--steps", "many"], "argument --steps: invalid int value: 'many'"),
         (["--report", "/nonexistent/report.json"], "there is no folder /nonexistent"),
+        (["--report", ""], "--report is empty"),
     ],
 )
 def test_a_bad_request_is_one_line(text: Path, arguments: list[str], message: str) -> None:
@@ -138,14 +150,39 @@ def test_the_launchers_ranks_must_be_the_layouts(text: Path, capsys: pytest.Capt
     )
 
 
-def test_a_problem_on_one_rank_stops_all_before_training(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("without", [{0}, {1}, {0, 1}])
+def test_a_problem_on_one_rank_stops_all_before_training(
+    without: set[int], text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def rank(world: Communicator) -> int:
-        return run(Options(2, str(text) if world.rank else str(text) + "x", TRAINING), world)
+        return run(Options(2, str(text) + "x" * (world.rank in without), TRAINING), world)
 
     assert run_ranks(2, rank) == [2, 2]
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "error: rank 0: --data" in captured.err
+    assert captured.err.startswith(f"error: rank {min(without)}: --data")
+    assert captured.err.count("\n") == 1
+
+
+def test_ranks_with_other_data_or_flags_are_named(text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = text.with_name("other")
+    other.write_bytes(text.read_bytes() + b"!")
+
+    def rank(world: Communicator) -> int:
+        training = replace(TRAINING, lr=1.0) if world.rank == 2 else TRAINING
+        return run(Options(3, str(other if world.rank == 1 else text), training), world)
+
+    assert run_ranks(3, rank) == [2, 2, 2]
+    assert capsys.readouterr().err == (
+        "error: rank 1, 2: other data or flags than those of rank 0; give all ranks the same\n"
+    )
+
+
+def test_only_rank_0_needs_the_folder_of_the_report(text: Path) -> None:
+    options = Options(2, str(text), TRAINING, report="/nonexistent/report.json")
+    assert len(prepare(options, writes=False).training) > 0
+    with pytest.raises(report.ReportError, match="there is no folder /nonexistent"):
+        prepare(options)
 
 
 @pytest.mark.slow
@@ -159,12 +196,25 @@ def test_bytes_that_differ_from_the_formula_fail_every_rank(
     assert "error: rank 1 sent" in captured.err
 
 
+@pytest.mark.parametrize(
+    ("sums", "message"),
+    [
+        (["nan"], "the validation loss after 0 steps is nan; give a smaller --lr than 0.003"),
+        ([1, "inf"], "the loss at step 1 is inf; give a smaller --lr than 0.003"),
+        ([1, 1, 1, 1, 1, "nan"], "the validation loss after 4 steps is nan; give a smaller --lr than 0.003"),
+    ],
+)
 def test_a_loss_that_is_no_number_ends_the_training_in_one_line(
-    text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    sums: list[float | str],
+    message: str,
+    text: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("parallel.train.sum_over_ranks", lambda *_: float("nan"))
+    queues = {rank: list(map(float, sums)) for rank in range(2)}
+    monkeypatch.setattr("parallel.train.sum_over_ranks", lambda comm, _: queues[comm.rank].pop(0))
     assert run_ranks(2, lambda comm: run(Options(2, str(text), TRAINING), comm)) == [1, 1]
-    assert capsys.readouterr().err == "error: the loss is nan at step 1; give a smaller --lr than 0.003\n"
+    assert capsys.readouterr().err == f"error: {message}\n"
 
 
 def test_a_comparison_knows_its_limits() -> None:
