@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 from dataclasses import fields
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 import collectives
@@ -13,6 +16,7 @@ from parallel.train import TrainingConfiguration, parse_layout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from types import TracebackType
 
 _HELP = {
     "layers": "transformer layers",
@@ -30,6 +34,10 @@ _HELP = {
     "seed": "of weights, data order and sampling",
     "validation_batches": "global batches on which validation is measured",
 }
+
+
+class JoinError(Exception):
+    """This process cannot become a rank; the message says why."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -84,20 +92,53 @@ def _options(arguments: argparse.Namespace) -> Options:
     return Options(ranks=parse_layout(arguments.layout), training=training, **others)
 
 
+def _join(ranks: int) -> collectives.Communicator | None:
+    """Return the communicator of this rank, or None in a process that is to start the ranks."""
+    try:
+        return collectives.init() if ranks == 1 or collectives.under_launcher() else None
+    except (collectives.CommunicationError, ValueError, OSError) as error:
+        raise JoinError(str(error)) from error
+
+
+def _end(rank: int, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Say in one line what other ranks, the machine or the user caused; anything else is a fault of the program."""
+    match error:
+        case KeyboardInterrupt():
+            text = "interrupted"
+        case MemoryError():
+            text = f"out of memory: {error}".rstrip(": ")
+        case collectives.CommunicationError() | OSError():
+            text = f"{kind.__name__}: {error}"
+        case _:
+            return sys.__excepthook__(kind, error, trace)
+    print(f"error: rank {rank}: {text}", file=sys.stderr)
+    if isinstance(error, OSError):  # what could not be written then is not to be tried again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns 0, 1 for a run that failed its own checks, or 2 for a wrong request."""
+    """Run the command line; returns 0, 1 for a run that failed its own checks, or 2 for a wrong request.
+
+    To be called by a process that then ends: what a rank raises reaches the interpreter, so that the other
+    ranks learn of it, and is printed there in a line.
+    """
     argv = sys.argv[1:] if argv is None else argv
     arguments = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # generated text may hold any letter
     try:
         options = _options(arguments)
-        if options.ranks == 1 or collectives.under_launcher():
-            with collectives.init() as communicator:
-                return run(options, communicator)
-        prepare(options)
-    except USAGE_ERRORS as error:
+        communicator = _join(options.ranks)
+        if communicator is None:
+            prepare(options)
+    except (*USAGE_ERRORS, JoinError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
-    return collectives.launch([sys.executable, "-m", "parallel", *argv], options.ranks, output="rank0")
+    if communicator is None:
+        return collectives.launch([sys.executable, "-m", "parallel", *argv], options.ranks, output="rank0")
+    sys.excepthook = partial(_end, communicator.rank)
+    with communicator:
+        return run(options, communicator)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,15 @@ class Memory:
     optimizer: int
 
 
+def gpt_parameters(layers: int, hidden: int, sequence: int, vocabulary: int = 256) -> int:
+    """Return the number of parameters of a GPT.
+
+    A layer has 12·D² weights (3·D² to queries, keys and values, D² back, 4·D² up and 4·D² down) and 13·D
+    biases and normalisation parameters; the embeddings have a vector for every token and position.
+    """
+    return layers * (12 * hidden + 13) * hidden + (vocabulary + sequence + 2) * hidden
+
+
 def data_parallel_memory(parameters: int, itemsize: int) -> Memory:
     """Return what a rank holds under data parallelism with Adam: 16 bytes a parameter in float32."""
     return Memory(parameters * itemsize, parameters * itemsize, 2 * parameters * itemsize)

@@ -8,14 +8,14 @@ import platform
 import resource
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from typing import cast
 
 import numpy as np
 
 from collectives import Communicator
 from parallel.data import Corpus, DataError, load, unigram_loss
-from parallel.formulas import data_parallel_memory, ring_all_reduce_bytes
+from parallel.formulas import data_parallel_memory, gpt_parameters, ring_all_reduce_bytes
 from parallel.progress import start
 from parallel.report import (
     ReportError,
@@ -69,9 +69,27 @@ def prepare(options: Options, *, writes: bool = True) -> Corpus:
         check_writable(options.report, "--report")
     if options.plot is not None and writes:
         check_plotting(options.plot)
+    _check_memory(options)
     corpus = load(options.data)
     corpus.check(options.training.seq)
     return corpus
+
+
+def _check_memory(options: Options) -> None:
+    """Raise ConfigurationError if what a rank holds in any case is more than this machine has in all."""
+    c = options.training
+    itemsize = np.dtype(c.dtype).itemsize
+    parameters = gpt_parameters(c.layers, c.hidden, c.seq)
+    logits = c.batch // options.ranks // c.micro_batches * c.seq * 256 * itemsize
+    windows = max(1, c.validation_batches) * c.batch // options.ranks * (c.seq + 1) * 8
+    needed = sum(astuple(data_parallel_memory(parameters, itemsize))) + logits + windows
+    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else needed
+    if needed > installed:
+        raise ConfigurationError(
+            f"{parameters:,} parameters and {c.batch // options.ranks:,} sequences a rank take at least "
+            f"{needed / 2**30:,.0f} GiB, and this machine has {installed / 2**30:,.0f} GiB; "
+            "give a smaller --hidden, --layers, --seq, --batch or --validation-batches"
+        )
 
 
 USAGE_ERRORS = (ConfigurationError, DataError, ReportError)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from parallel.formulas import gpt_parameters
 from parallel.nn import GPT, FlatParameters, GPTConfiguration
 
 SMALL = GPTConfiguration(layers=2, hidden=8, heads=2, sequence=5, vocabulary=11)
@@ -105,6 +106,13 @@ def test_parameters_and_gradients_are_views_of_two_buffers() -> None:
     assert parameters.decayed_size == decayed
     parameters.values[:decayed] = 7
     assert all((p.data == 7).all() == p.decay for p in parameters.named.values())
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 1, 1, 1), (2, 8, 2, 5, 11), (3, 16, 4, 7, 256)])
+def test_the_number_of_parameters_is_what_the_formula_says(shape: tuple[int, int, int, int, int]) -> None:
+    layers, hidden, heads, sequence, vocabulary = shape
+    model = GPT(GPTConfiguration(layers, hidden, heads, sequence, vocabulary))
+    assert model.parameter_count() == gpt_parameters(layers, hidden, sequence, vocabulary)
 
 
 def test_first_values_follow_the_rule_of_each_parameter() -> None:
