@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -26,12 +27,20 @@ class Progress(Protocol):
 
 def start(steps: int, tokens: int) -> Progress:
     """Return the progress display for this standard output: `steps` steps of `tokens` tokens each."""
-    if sys.stdout.isatty():
+    if _is_watched(sys.stdout):
         try:
             return LiveProgress(steps, tokens)
         except ImportError:
             pass  # rich is an extra; plain lines say the same
     return PlainProgress(steps, tokens)
+
+
+def _is_watched(stream: TextIO) -> bool:
+    """Whether a terminal shows `stream`: Open MPI gives rank 0 one of no size, wherever its output goes."""
+    try:
+        return stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
+    except OSError:
+        return False
 
 
 class _Rates:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-import io
+import contextlib
+import os
+import pty
+import sys
+import termios
 
 import pytest
 
@@ -10,9 +14,14 @@ from parallel import progress
 from parallel.train import Step
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+def show_on_terminal(steps: int, columns: int) -> str:
+    """What `show` writes to a terminal of that width."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, columns))
+    with os.fdopen(theirs, "w") as terminal, contextlib.redirect_stdout(terminal):
+        show(steps)
+    with os.fdopen(ours, "rb") as written:
+        return written.read1(1 << 16).decode()
 
 
 def show(steps: int) -> None:
@@ -31,21 +40,20 @@ def test_plain_lines_hold_no_control_characters(capsys: pytest.CaptureFixture[st
 
 
 def test_a_terminal_gets_one_live_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = Terminal()
-    monkeypatch.setattr("sys.stdout", terminal)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "140")
-    show(3)
-    assert "step 3/3" in terminal.getvalue()
-    assert "20% in communication" in terminal.getvalue()
+    written = show_on_terminal(3, 140)
+    assert "step 3/3" in written
+    assert "20% in communication" in written
+    assert "\x1b" in written
 
 
-def test_a_terminal_without_rich_gets_plain_lines(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    terminal = Terminal()
-    monkeypatch.setattr("sys.stdout", terminal)
-    monkeypatch.setitem(__import__("sys").modules, "rich", None)
-    show(2)
-    assert terminal.getvalue().count("\n") == 2
-    assert "\x1b" not in terminal.getvalue()
+def test_a_terminal_without_rich_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rich", None)
+    written = show_on_terminal(2, 140)
+    assert written.count("\n") == 2
+    assert "\x1b" not in written
+
+
+def test_a_terminal_of_no_size_as_under_mpirun_gets_plain_lines() -> None:
+    assert "\x1b" not in show_on_terminal(2, 0)
