@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 import collectives
-from parallel.job import USAGE_ERROR, USAGE_ERRORS, Options, prepare, run
+from parallel.job import USAGE_ERROR, USAGE_ERRORS, Options, complain, prepare, run
 from parallel.train import TrainingConfiguration, parse_layout
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _end(rank: int, kind: type[BaseException], error: BaseException, trace: Trac
             text = f"{kind.__name__}: {error}"
         case _:
             return sys.__excepthook__(kind, error, trace)
-    print(f"error: rank {rank}: {text}", file=sys.stderr)
+    complain(f"rank {rank}: {text}")
     if isinstance(error, OSError):  # what could not be written then is not to be tried again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if communicator is None:
             prepare(options)
     except (*USAGE_ERRORS, JoinError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(str(error))
         return USAGE_ERROR
     if communicator is None:
         return collectives.launch([sys.executable, "-m", "parallel", *argv], options.ranks, output="rank0")

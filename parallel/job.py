@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import resource
 import sys
 import time
 from dataclasses import asdict, astuple, dataclass, replace
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -52,6 +54,12 @@ class Options:
     plot: str | None = None
     generate: int = 0
     compare_steps: int = 0
+
+
+def complain(text: str) -> None:
+    """Write an error of one line to stderr, in one piece: the lines of several ranks would mix otherwise."""
+    sys.stderr.write(f"error: {text}\n")
+    sys.stderr.flush()
 
 
 def prepare(options: Options, *, writes: bool = True) -> Corpus:
@@ -99,10 +107,9 @@ def run(options: Options, communicator: Communicator) -> int:
     """Train as a rank of `communicator`; returns this rank's exit status. Rank 0 prints and writes files."""
     if communicator.size != options.ranks:
         if communicator.rank == 0:
-            print(
-                f"error: --layout dp{options.ranks} wants {options.ranks} ranks, but the launcher started "
-                f"{communicator.size}; make the two numbers equal",
-                file=sys.stderr,
+            complain(
+                f"--layout dp{options.ranks} wants {options.ranks} ranks, but the launcher started "
+                f"{communicator.size}; make the two numbers equal"
             )
         return USAGE_ERROR
     corpus = _prepare_together(options, communicator)
@@ -120,7 +127,7 @@ def run(options: Options, communicator: Communicator) -> int:
             return _conclude(options, corpus, result)
         except DivergenceError as error:  # on every rank alike, so that one message says it all
             if communicator.rank == 0:
-                print(f"error: {error}", file=sys.stderr)
+                complain(str(error))
             return 1
 
 
@@ -142,15 +149,12 @@ def _prepare_together(options: Options, communicator: Communicator) -> Corpus | 
     differing = np.flatnonzero((everyone != everyone[0]).any(axis=1))
     if unable.size:
         if communicator.rank == unable[0]:
-            print(f"error: rank {communicator.rank}: {problem}", file=sys.stderr)
+            complain(f"rank {communicator.rank}: {problem}")
         return None
     if differing.size:
         if communicator.rank == 0:
             listed = ", ".join(map(str, differing))
-            print(
-                f"error: rank {listed}: other data or flags than those of rank 0; give all ranks the same",
-                file=sys.stderr,
-            )
+            complain(f"rank {listed}: other data or flags than those of rank 0; give all ranks the same")
         return None
     return corpus
 
@@ -252,7 +256,7 @@ def _conclude(options: Options, corpus: Corpus, result: _Result) -> int:
         print(f"wrote {options.report}")
     sys.stdout.flush()
     for failure in failures:
-        print(f"error: {failure}", file=sys.stderr)
+        complain(failure)
     return 1 if failures else 0
 
 
@@ -328,5 +332,12 @@ def _local_ranks(communicator: Communicator) -> int:
 
 def _peak_resident() -> int:
     """Bytes of memory that this process has held at most."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    try:
+        # On Linux getrusage also counts what the process that started this one held.
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        found = None
+    if found is None:
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return int(found[1]) * 1024

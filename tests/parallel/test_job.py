@@ -146,7 +146,7 @@ def test_a_rank_killed_in_training_is_named_and_nothing_is_left(text: Path, tmp_
     *survivors, last = sorted(said.splitlines(), key=lambda line: "collectives run" in line)
     assert last.startswith("collectives run: rank 1 was killed by SIGKILL")
     assert len(survivors) == 2
-    assert all(f"PeerLost: rank 1 (pid {ranks[1]} " in line for line in survivors)
+    assert all(f"PeerLost: rank 1 (pid {ranks[1]} " in line for line in survivors), survivors
     assert not report_path.exists()
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
 
@@ -306,3 +306,13 @@ def test_a_missing_matplotlib_is_said_before_training(tmp_path: Path, monkeypatc
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(report.ReportError, match="matplotlib is missing; install the extra 'train'"):
         report.check_plotting(str(tmp_path / "loss.png"))
+
+
+@pytest.mark.slow
+def test_the_peak_of_memory_is_the_ranks_own() -> None:
+    held = bytearray(500 << 20)  # by the process that starts the rank
+    program = "from parallel.job import _peak_resident; print(_peak_resident())"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert 5 << 20 < int(done.stdout) < len(held)
