@@ -1,1 +1,1 @@
-"""Benchmarks: one short file a collective, one harness; see PERFORMANCE.md for what the columns mean."""
+"""Benchmarks: one short file a collective, one harness; see PERFORMANCE.md for the method and the columns."""

@@ -1,80 +1,205 @@
-"""`mpirun -n 2 python -m bench`: this library beside its peers, in the same processes."""
+"""`python -m bench`: this library beside its peers, each in processes of its own launcher, taking turns.
+
+Started under a launcher, as in `mpirun -n 2 python -m bench`, it measures in that job alone, against the MPI of that job.
+"""
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
-import pkgutil
+import platform
+import socket
 import sys
+import tempfile
+import threading
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-import bench
-from bench.harness import HEADER, Case, contestants, line, measure
+import numpy as np
+
+import collectives as cc
+from bench.harness import sizes
+from bench.harness.case import cases
+from bench.harness.contestants import Unavailable, mpi
+from bench.harness.driver import Driver
+from bench.harness.jobs import Job, assemble, start, wanted
+from bench.harness.table import HEADER, PEERS, Row, line, summary
+from bench.harness.worker import Specification, serve
+
+_TITLE = "ratio = best peer's time ÷ ours; floor = time of the copies that cannot be avoided ÷ ours"
 
 
-def _cases() -> dict[str, Case]:
-    modules = (
-        importlib.import_module(f"bench.{module.name}")
-        for module in pkgutil.iter_modules(bench.__path__)
-        if module.name != "__main__"
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description=__doc__.partition("\n")[0] if __doc__ else None
     )
-    return {module.CASE.name: module.CASE for module in modules if hasattr(module, "CASE")}
-
-
-def _bytes(text: str) -> int:
-    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-    return int(text[:-1]) * units[text[-1].upper()] if text[-1].upper() in units else int(text)
-
-
-def main() -> int:
-    """Run the benchmarks that the command line asks for; returns 1 if any result was wrong."""
-    cases = _cases()
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("collectives", nargs="*", metavar="collective", help=f"by default all: {', '.join(cases)}")
-    parser.add_argument("--min-bytes", type=_bytes, default=8)
-    parser.add_argument("--max-bytes", type=_bytes, default=16 << 20)
-    parser.add_argument("--factor", type=int, default=32, help="from one size to the next")
-    parser.add_argument("--iterations", type=int, default=10)
-    parser.add_argument("--transports", default="tcp,mpi")
-    parser.add_argument("--peers", default="openmpi,mpich,gloo", help="those that can run here are compared with")
-    parser.add_argument("--json", metavar="FILE", help="write the rows there as well")
-    arguments = parser.parse_args()
-    unknown = [name for name in arguments.collectives if name not in cases]
-    if unknown:
-        parser.error(f"there is no benchmark {unknown[0]}; there are: {', '.join(cases)}")
-    notes: list[str] = []
-    comm, runners = contestants(
-        arguments.transports.split(","), [p for p in arguments.peers.split(",") if p], notes.append
+    parser.add_argument("collectives", nargs="*", metavar="collective", help=f"by default all: {', '.join(cases())}")
+    parser.add_argument("--ranks", default="2,4", help="numbers of ranks (default: 2,4)")
+    parser.add_argument("--sizes", default=sizes.DEFAULT, help=f"in bytes (default: {sizes.DEFAULT})")
+    parser.add_argument("--odd", action="store_true", help="also sizes that are neither powers of two nor whole pages")
+    parser.add_argument("--first-touch", action="store_true", help="allocate the buffers anew for every run")
+    parser.add_argument("--iterations", type=int, help="for every size (default: from 15 down to 3 for the largest)")
+    parser.add_argument("--transports", default="shm,tcp,mpi", help="ours (default: shm,tcp,mpi)")
+    parser.add_argument(
+        "--peers", default=",".join(PEERS), help=f"those that are installed (default: {','.join(PEERS)})"
     )
-    cores = sorted(os.sched_getaffinity(0))
-    # Ranks that wake each other may end up on one core, where a peer that spins would wait for the scheduler.
-    os.sched_setaffinity(0, {cores[comm.rank % len(cores)]})
-    leader = comm.rank == 0
-    if leader:
-        for note in notes:
-            print(f"# {note}")
-    rows = []
-    for name in arguments.collectives or cases:
-        if leader:
-            print(
-                f"\n# {name}, {comm.size} ranks, median of {arguments.iterations}; ratio = best peer's time ÷ ours\n{HEADER}"
-            )
-        size = arguments.min_bytes
-        while size <= arguments.max_bytes:
-            count = max(1, size // 4 // comm.size) * comm.size
-            for row in measure(cases[name], count, comm, runners, arguments.iterations):
-                rows.append(row)
-                if leader:
+    parser.add_argument("--json", metavar="FILE", help="write everything there as well")
+    return parser
+
+
+class Benchmark:
+    """What the command line asks for, and the rows so far."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        parser = _parser()
+        self.arguments = parser.parse_args(arguments)
+        self.names = self.arguments.collectives or list(cases())
+        try:
+            self.sizes = sizes.parse(self.arguments.sizes)
+            self.ranks = [int(number) for number in self.arguments.ranks.split(",")]
+        except ValueError as error:
+            parser.error(str(error))
+        if self.arguments.odd:
+            self.sizes = sorted({*self.sizes, *sizes.ODD})
+        self.transports = [name for name in self.arguments.transports.split(",") if name]
+        self.peers = [name for name in self.arguments.peers.split(",") if name]
+        for name, known in ((n, cases()) for n in self.names):
+            if name not in known:
+                parser.error(f"there is no benchmark {name}; there are: {', '.join(known)}")
+        for name in self.peers:
+            if name not in PEERS:
+                parser.error(f"there is no peer {name}; there are: {', '.join(PEERS)}")
+        if min(self.ranks) < 2:
+            parser.error(f"--ranks is {self.arguments.ranks}; expected numbers from 2")
+        self.notes: list[str] = []
+        self.rows: list[Row] = []
+
+    def say(self, note: str) -> None:
+        """Print a note, once."""
+        if note not in self.notes:
+            self.notes.append(note)
+            print(f"# {note}", flush=True)
+
+    def measure(self, jobs: list[Job], ranks: int) -> None:
+        """Everything on these jobs."""
+        for job in jobs:
+            for name, description in job.joined.items():
+                self.say(f"{name}: {description}")
+            for name, reason in job.missing.items():
+                self.say(f"{name} is left out: {reason}")
+        driver = Driver(jobs, ranks, self.say, fresh=self.arguments.first_touch, iterations=self.arguments.iterations)
+        for name in self.names:
+            case = cases()[name]
+            print(f"\n# {name}, {ranks} ranks; {_TITLE}\n{HEADER}", flush=True)
+            for size in self.sizes if name != "barrier" else self.sizes[:1]:
+                for row in driver.cell(case, size):
+                    self.rows.append(row)
                     print(line(row), flush=True)
-            size *= arguments.factor
-            if name == "barrier":
-                break
-    if leader and arguments.json:
-        Path(arguments.json).write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
-    return 1 if any(row.wrong for row in rows) else 0
+
+    def finish(self) -> int:
+        """The summary, and the exit code: 1 if anything was wrong, or nothing was measured."""
+        if table := summary(self.rows):
+            print(f"\n# the best peer's time ÷ ours; above 1 this library is faster\n\n{table}")
+        wrong = sum(row.wrong for row in self.rows)
+        if wrong:
+            print(f"# {wrong} elements were wrong", flush=True)
+        if self.arguments.json:
+            record = {
+                "machine": machine(),
+                "arguments": vars(self.arguments),
+                "notes": self.notes,
+                "rows": [asdict(row) for row in self.rows],
+            }
+            Path(self.arguments.json).write_text(json.dumps(record, indent=1) + "\n")
+        return 1 if wrong or not self.rows else 0
+
+
+def machine() -> dict[str, str | int]:
+    """What the numbers were measured on."""
+    model = platform.machine()
+    for text in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
+        if text.startswith("model name"):
+            model = text.partition(":")[2].strip()
+            break
+    return {"processor": model, "cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
+
+
+def _listen(folder: Path) -> tuple[socket.socket, str]:
+    address = str(folder / "driver")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen(256)
+    return listener, address
+
+
+def drive(benchmark: Benchmark) -> int:
+    """Alone: start a job for every contestant library and number of ranks, and lead them."""
+    about = machine()
+    benchmark.say(f"{about['processor']}, {about['cores']} cores; load {os.getloadavg()[0]:.1f} at the start")
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        folder = Path(name)
+        listener, address = _listen(folder)
+        cores = sorted(os.sched_getaffinity(0))
+        for ranks in benchmark.ranks:
+            plan = wanted(benchmark.transports, benchmark.peers, benchmark.say)
+            jobs: dict[str, Job] = {}
+            try:
+                for job, contestants in plan.items():
+                    jobs[job] = start(job, contestants, ranks, address, cores, folder)
+                for job, reason in assemble(listener, jobs, ranks).items():
+                    benchmark.say(f"{', '.join(plan[job])} left out on {ranks} ranks: {reason}")
+                    del jobs[job]
+                benchmark.measure(list(jobs.values()), ranks)
+            finally:
+                for started in jobs.values():
+                    started.leave()
+    return benchmark.finish()
+
+
+def join(benchmark: Benchmark) -> int:
+    """Under a launcher: this process is a rank; rank 0 leads all of them, itself included, from a thread that sleeps meanwhile."""
+    try:
+        peers = [mpi()[1]]
+    except Unavailable:
+        peers = []
+    transports = wanted(benchmark.transports, (), lambda _: None).get("ours", [])
+    names = [*transports, *(name for name in benchmark.transports if name == "mpi"), *peers]
+    comm = cc.init()
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        text = np.zeros(256, np.uint8)
+        code = 0
+        leader = None
+        if comm.rank == 0:
+            listener, address = _listen(Path(name))
+            text[: len(address)] = np.frombuffer(address.encode(), np.uint8)
+
+            def lead() -> None:
+                nonlocal code
+                job = Job("this job")
+                try:
+                    assemble(listener, {job.name: job}, comm.size)
+                    benchmark.measure([job], comm.size)
+                    code = benchmark.finish()
+                finally:
+                    job.leave()
+
+            leader = threading.Thread(target=lead)
+            leader.start()
+        comm.broadcast(text)
+        address = bytes(text).rstrip(b"\0").decode()
+        serve(Specification(address, "this job", names, sorted(os.sched_getaffinity(0))))
+        if leader is not None:
+            leader.join()
+    return code
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmarks that the command line asks for; returns 1 if any result was wrong."""
+    benchmark = Benchmark(sys.argv[1:] if arguments is None else arguments)
+    mode: Callable[[Benchmark], int] = join if cc.under_launcher() else drive
+    return mode(benchmark)
 
 
 if __name__ == "__main__":

@@ -2,21 +2,24 @@
 
 import numpy as np
 
-from bench.harness import Case, values
+from bench.harness.case import Case, values
 
 
-def _prepare(rank, size, count):
-    block = count // size
-    return values(rank, block), np.zeros(count, np.float32), np.concatenate([values(r, block) for r in range(size)])
+def _data(rank, size, count):
+    return values(rank, count // size), np.concatenate([values(r, count // size) for r in range(size)])
 
 
 def _gloo(dist, x, out):
-    import torch
-
-    dist.all_gather_into_tensor(torch.from_numpy(out), torch.from_numpy(x))
+    getattr(dist, "all_gather_single", dist.all_gather_into_tensor)(out, x)  # renamed in torch 2.13
 
 
 CASE = Case(
-    "all_gather", lambda n: (n - 1) / n, "none", _prepare,
-    lambda comm, x, out: comm.all_gather(x, out), lambda comm, x, out: comm.Allgather(x, out), _gloo,
-)  # fmt: skip
+    "all_gather",
+    bus_factor=lambda n: (n - 1) / n,
+    moved=lambda n: 1 + n,
+    data=_data,
+    ours=lambda comm, x, out: comm.all_gather(x, out),
+    mpi=lambda comm, x, out: comm.Allgather(x, out),
+    gloo=_gloo,
+    blocks=True,
+)

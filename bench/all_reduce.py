@@ -1,11 +1,6 @@
 """all_reduce, in place: S is the size of every rank's array."""
 
-from bench.harness import Case, values
-
-
-def _prepare(rank, size, count):
-    x = values(rank, count)
-    return x, x, sum(values(r, count) for r in range(size))
+from bench.harness.case import Case, total, values
 
 
 def _mpi(comm, x, out):
@@ -14,12 +9,14 @@ def _mpi(comm, x, out):
     comm.Allreduce(MPI.IN_PLACE, x)
 
 
-def _gloo(dist, x, out):
-    import torch
-
-    dist.all_reduce(torch.from_numpy(x))
-
-
 CASE = Case(
-    "all_reduce", lambda n: 2 * (n - 1) / n, "sum", _prepare, lambda comm, x, out: comm.all_reduce(x), _mpi, _gloo
+    "all_reduce",
+    bus_factor=lambda n: 2 * (n - 1) / n,
+    moved=lambda n: 2 * n,
+    data=lambda rank, size, count: (values(rank, count), total(size, count)),
+    ours=lambda comm, x, out: comm.all_reduce(x),
+    mpi=_mpi,
+    gloo=lambda dist, x, out: dist.all_reduce(x),
+    redop="sum",
+    in_place=True,
 )

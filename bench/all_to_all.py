@@ -2,16 +2,20 @@
 
 import numpy as np
 
-from bench.harness import Case, values
+from bench.harness.case import Case, block, values
 
 
-def _prepare(rank, size, count):
-    block = count // size
-    parts = [values(r, count)[rank * block : (rank + 1) * block] for r in range(size)]
-    return values(rank, count), np.zeros(count, np.float32), np.concatenate(parts)
+def _data(rank, size, count):
+    return values(rank, count), np.concatenate([block(values(r, count), rank, size) for r in range(size)])
 
 
 CASE = Case(
-    "all_to_all", lambda n: (n - 1) / n, "none", _prepare,
-    lambda comm, x, out: comm.all_to_all(x, out), lambda comm, x, out: comm.Alltoall(x, out),
-)  # fmt: skip
+    "all_to_all",
+    bus_factor=lambda n: (n - 1) / n,
+    moved=lambda n: 2 * n,
+    data=_data,
+    ours=lambda comm, x, out: comm.all_to_all(x, out),
+    mpi=lambda comm, x, out: comm.Alltoall(x, out),
+    gloo=lambda dist, x, out: dist.all_to_all_single(out, x),
+    blocks=True,
+)

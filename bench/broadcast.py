@@ -1,27 +1,15 @@
-"""broadcast from rank 0: S is the size of the array."""
+"""broadcast from rank 0, in place: S is the size of the array."""
 
-import numpy as np
-
-from bench.harness import Case, values
-
-
-def _prepare(rank, size, count):
-    x = values(0, count) if rank == 0 else np.zeros(count, np.float32)
-    return x, x, values(0, count)
-
-
-def _gloo(dist, x, out):
-    import torch
-
-    dist.broadcast(torch.from_numpy(x), 0)
-
+from bench.harness.case import Case, values
 
 CASE = Case(
     "broadcast",
-    lambda n: 1.0,
-    "none",
-    _prepare,
-    lambda comm, x, out: comm.broadcast(x),
-    lambda comm, x, out: comm.Bcast(x),
-    _gloo,
+    bus_factor=lambda n: 1.0,
+    moved=lambda n: n,
+    data=lambda rank, size, count: (values(0, count) * (rank == 0), values(0, count)),
+    ours=lambda comm, x, out: comm.broadcast(x),
+    mpi=lambda comm, x, out: comm.Bcast(x),
+    gloo=lambda dist, x, out: dist.broadcast(x, 0),
+    root=0,
+    in_place=True,
 )

@@ -1,12 +1,6 @@
 """send/recv round the ring: every rank sends S bytes to the next and receives from the one before."""
 
-import numpy as np
-
-from bench.harness import Case, values
-
-
-def _prepare(rank, size, count):
-    return values(rank, count), np.zeros(count, np.float32), values((rank - 1) % size, count)
+from bench.harness.case import Case, values
 
 
 def _ours(comm, x, out):
@@ -14,8 +8,22 @@ def _ours(comm, x, out):
 
 
 def _mpi(comm, x, out):
-    rank, size = comm.Get_rank(), comm.Get_size()
-    comm.Sendrecv(x, (rank + 1) % size, 0, out, (rank - 1) % size, 0)
+    comm.Sendrecv(x, (comm.rank + 1) % comm.size, 0, out, (comm.rank - 1) % comm.size, 0)
 
 
-CASE = Case("send_recv", lambda n: 1.0, "none", _prepare, _ours, _mpi)
+def _gloo(dist, x, out):
+    rank, size = dist.get_rank(), dist.get_world_size()
+    receiving = dist.irecv(out, (rank - 1) % size)
+    dist.isend(x, (rank + 1) % size).wait()
+    receiving.wait()
+
+
+CASE = Case(
+    "send_recv",
+    bus_factor=lambda n: 1.0,
+    moved=lambda n: 2 * n,
+    data=lambda rank, size, count: (values(rank, count), values((rank - 1) % size, count)),
+    ours=_ours,
+    mpi=_mpi,
+    gloo=_gloo,
+)
