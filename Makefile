@@ -13,6 +13,7 @@ IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 TRAIN_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
+BENCH_GLOO ?=
 SOAK_ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -23,7 +24,7 @@ help:
 	@echo "make setup     virtual environment in $(VENV), dependencies, native code"
 	@echo "make run       train a small GPT on four ranks, and check it"
 	@echo "make test      every test (TEST_ARGS='-k ring' selects)"
-	@echo "make bench     benchmarks on 2 and 4 ranks (BENCH_ARGS='--max-bytes 1M')"
+	@echo "make bench     comparison with the peers on 2 and 4 ranks (BENCH_ARGS='all_reduce --sizes 8,1M'; BENCH_GLOO=1 installs Gloo)"
 	@echo "make check     ruff, mypy --strict, clang-format"
 	@echo "make sanitize  native code under the address, undefined-behaviour and thread sanitizers"
 	@echo "make soak      the property tests with thousands of examples, and messages beyond 2 GiB"
@@ -71,14 +72,21 @@ run: setup
 test: setup
 	@$(IN_VENV) $(BIN)/python -m pytest $(TEST_ARGS)
 
-OPEN_MPI := OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 $(BIN)/mpirun --oversubscribe
-MPICH := MPI4PY_MPIABI=mpich LD_LIBRARY_PATH="$(CURDIR)/$(VENV)/mpich/lib" $(VENV)/mpich/bin/mpiexec
+# Peers that only the benchmarks need. Intel MPI comes when it can; torch, for Gloo, takes gigabytes and is asked for by BENCH_GLOO=1.
+$(VENV)/.impi: | $(VENV)/.installed
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --ignore-installed --prefix $(VENV)/impi impi_rt \
+	    || echo "Intel MPI could not be installed: it is left out of the benchmarks ('rm $@' and 'make bench' try again)"
+	@touch $@
 
-bench: setup
-	@set -e; for ranks in 2 4; do \
-	    $(IN_VENV) $(OPEN_MPI) -n $$ranks $(BIN)/python -m bench $(BENCH_ARGS); \
-	    if test -x $(VENV)/mpich/bin/mpiexec; then $(IN_VENV) $(MPICH) -n $$ranks $(BIN)/python -m bench $(BENCH_ARGS); fi; \
-	done
+TORCH := $(BIN)/python -m pip install -qq --disable-pip-version-check --ignore-installed --prefix $(VENV)/gloo torch
+
+$(VENV)/.gloo: | $(VENV)/.installed
+	@echo "installing torch for Gloo (without CUDA where its index of CPU builds can be reached)"
+	@$(TORCH) --retries 0 --index-url https://download.pytorch.org/whl/cpu 2>/dev/null || $(TORCH)
+	@touch $@
+
+bench: setup $(VENV)/.impi $(if $(BENCH_GLOO),$(VENV)/.gloo)
+	@$(BIN)/python -m bench $(BENCH_ARGS)
 
 check: setup
 	@$(BIN)/ruff check --quiet

@@ -160,13 +160,14 @@ def drive(benchmark: Benchmark) -> int:
 
 def join(benchmark: Benchmark) -> int:
     """Under a launcher: this process is a rank; rank 0 leads all of them, itself included, from a thread that sleeps meanwhile."""
+    comm = cc.init()
+    cores = sorted(os.sched_getaffinity(0))
     try:
-        peers = [mpi()[1]]
+        peers = [mpi(comm.size > (os.cpu_count() or 1))[1]]
     except Unavailable:
         peers = []
     transports = wanted(benchmark.transports, (), lambda _: None).get("ours", [])
     names = [*transports, *(name for name in benchmark.transports if name == "mpi"), *peers]
-    comm = cc.init()
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         text = np.zeros(256, np.uint8)
         code = 0
@@ -189,7 +190,7 @@ def join(benchmark: Benchmark) -> int:
             leader.start()
         comm.broadcast(text)
         address = bytes(text).rstrip(b"\0").decode()
-        serve(Specification(address, "this job", names, sorted(os.sched_getaffinity(0))))
+        serve(Specification(address, "this job", names, cores))
         if leader is not None:
             leader.join()
     return code

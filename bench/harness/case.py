@@ -46,7 +46,9 @@ class Case:
     """The buffer has one block a rank: the count must be a multiple of the ranks."""
 
     def count(self, nbytes: int, size: int) -> int:
-        """The elements that come closest to a buffer of `nbytes`."""
+        """The elements that come closest to a buffer of `nbytes`; none where nothing is carried."""
+        if not self.bus_factor(size):
+            return 0
         if not self.blocks:
             return max(1, nbytes // ITEM_BYTES)
         return max(1, nbytes // ITEM_BYTES // size) * size
@@ -78,7 +80,7 @@ def _copy(rank: int, size: int, count: int) -> tuple[Array, Array]:
     return values(rank, count), values(rank, count)
 
 
-COPY: Final = Case("copy", lambda n: 0.0, lambda n: 2.0 * n, _copy, lambda comm, x, out: np.copyto(out, x))
+COPY: Final = Case("copy", lambda n: 1.0, lambda n: 2.0 * n, _copy, lambda comm, x, out: np.copyto(out, x))
 """Every rank copies S bytes, all at once: the bandwidth that the column `floor` is reckoned from."""
 
 

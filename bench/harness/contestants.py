@@ -35,12 +35,17 @@ class Contestant:
     """What the call takes in place of a numpy array."""
 
 
-def join(name: str, store: str | None = None) -> Contestant:
-    """Join the other ranks of the job as this contestant; `store` is a path in a folder that they share, for Gloo."""
+def join(name: str, store: str | None, crowded: bool) -> Contestant:
+    """Join the other ranks of the job as this contestant.
+
+    `store` is a path in a folder that they share, for Gloo; `crowded` says that there are more ranks than cores.
+    """
     if name in _VENDORS.values():
-        return _mpi(name)
+        return _mpi(name, crowded)
     if name == "gloo":
         return _gloo(store)
+    if name == "mpi":
+        mpi(crowded)  # before the transport imports it
     try:
         comm = cc.init("shm" if name == "heap" else name)
     except (cc.CommunicationError, ValueError) as error:
@@ -54,12 +59,14 @@ def _ours(case: Case) -> Call:
     return case.ours
 
 
-def mpi() -> tuple[Any, str]:
+def mpi(crowded: bool) -> tuple[Any, str]:
     """mpi4py's module, and the name of the library that it is bound to."""
     try:
         import mpi4py
 
-        mpi4py.rc.threads = False  # MPI_THREAD_SINGLE: at its best, the library takes no locks
+        # MPI libraries are fastest without locks. But MPICH, which spins, yields the processor only where threads may run:
+        # with more ranks than cores a call would take milliseconds.
+        mpi4py.rc.threads = crowded
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         raise Unavailable(str(error).partition("\n")[0]) from None
@@ -67,8 +74,8 @@ def mpi() -> tuple[Any, str]:
     return MPI, _VENDORS.get(vendor, vendor)
 
 
-def _mpi(name: str) -> Contestant:
-    module, found = mpi()
+def _mpi(name: str, crowded: bool) -> Contestant:
+    module, found = mpi(crowded)
     world = module.COMM_WORLD
     if found != name:
         raise Unavailable(f"mpi4py is bound to {found} here")

@@ -23,7 +23,7 @@ class Measured:
     @property
     def time(self) -> float:
         """The median over the iterations of the slowest rank in each."""
-        return median(max(ranks) for ranks in zip(*self.seconds, strict=True))
+        return float(median(max(ranks) for ranks in zip(*self.seconds, strict=True)))
 
 
 @dataclass

@@ -10,6 +10,7 @@ import mmap
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -97,9 +98,14 @@ class Worker:
 
     def answer(self, message: Message) -> Message:
         """Do what the message says; what goes wrong is in the answer."""
-        step = {"prepare": self.prepare, "ready": self.ready, "go": self.go, "release": self.release}[message.pop("do")]
+        steps: dict[str, Callable[..., Message]] = {
+            "prepare": self.prepare,
+            "ready": self.ready,
+            "go": self.go,
+            "release": self.release,
+        }
         try:
-            return step(**message)
+            return steps[message.pop("do")](**message)
         except Exception as error:
             return {"error": f"{type(error).__name__}: {error}"}
 
@@ -159,7 +165,7 @@ def serve(specification: Specification) -> None:
     missing: dict[str, str] = {}
     for name in specification.contestants:
         try:
-            joined[name] = join(name, specification.store)
+            joined[name] = join(name, specification.store, world.size > len(specification.cores))
         except Unavailable as error:
             missing[name] = str(error)
     os.sched_setaffinity(0, pin)  # MPI libraries bind their ranks too, each in its own way
