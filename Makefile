@@ -82,7 +82,8 @@ TORCH := $(BIN)/python -m pip install -qq --disable-pip-version-check --ignore-i
 
 $(VENV)/.gloo: | $(VENV)/.installed
 	@echo "installing torch for Gloo (without CUDA where its index of CPU builds can be reached)"
-	@$(TORCH) --retries 0 --index-url https://download.pytorch.org/whl/cpu 2>/dev/null || $(TORCH)
+	@$(TORCH) --retries 0 --index-url https://download.pytorch.org/whl/cpu 2>/dev/null || $(TORCH) \
+	    || echo "torch could not be installed: Gloo is left out of the benchmarks ('rm $@' and 'make bench BENCH_GLOO=1' try again)"
 	@touch $@
 
 bench: setup $(VENV)/.impi $(if $(BENCH_GLOO),$(VENV)/.gloo)

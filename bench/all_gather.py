@@ -10,7 +10,9 @@ def _data(rank, size, count):
 
 
 def _gloo(dist, x, out):
-    getattr(dist, "all_gather_single", dist.all_gather_into_tensor)(out, x)  # renamed in torch 2.13
+    getattr(dist, "all_gather_single", dist.all_gather_into_tensor)(
+        out, x
+    )  # the name in newer versions, or the older one
 
 
 CASE = Case(

@@ -4,7 +4,9 @@ from bench.harness.case import Case, block, total, values
 
 
 def _gloo(dist, x, out):
-    getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)(out, x)  # renamed in torch 2.13
+    getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)(
+        out, x
+    )  # the name in newer versions, or the older one
 
 
 CASE = Case(
