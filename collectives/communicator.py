@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Literal, Self, TypeVar, overload
@@ -18,6 +20,7 @@ from collectives.arrays import Array, Operand, check_apart, output_for
 from collectives.calls import Call
 from collectives.engine import Execution
 from collectives.job import Job
+from collectives.mapped import Mapped, NoFastPath, new_board
 from collectives.plan import Plan, compile_plan
 from collectives.schedule import Ref, Schedule, recv, send
 from collectives.select import choose
@@ -27,6 +30,7 @@ from collectives.work import Work
 from kernels import PremultipliedSum, ReduceOp
 from transports.base import Ledger
 from transports.errors import Failure
+from transports.shm import ShmTransport
 
 X = TypeVar("X")
 Op = ReduceOp | PremultipliedSum
@@ -46,7 +50,9 @@ class Communicator:
     Arrays are numpy arrays, or anything with the buffer protocol or `__dlpack__` on the CPU, of any shape and stride.
     """
 
-    def __init__(self, job: Job, members: Sequence[int], context: int, timeout: float) -> None:
+    def __init__(
+        self, job: Job, members: Sequence[int], context: int, timeout: float, boards: Sequence[int] | None = None
+    ) -> None:
         self.rank: Final = members.index(job.transport.rank)
         self.size: Final = len(members)
         self.timeout = timeout
@@ -57,6 +63,11 @@ class Communicator:
         self._calls: dict[str, int] = defaultdict(int)
         self._waited: dict[str, float] = defaultdict(float)
         self._closed = False
+        self._mapped: Mapped | None = None
+        self._fast: Any = NoFastPath()
+        if boards is not None and isinstance(job.transport, ShmTransport):
+            self._mapped = Mapped(job.transport, self._members, boards, timeout)
+            self._fast = self._mapped.native
 
     # Collectives
 
@@ -66,6 +77,8 @@ class Communicator:
     def all_reduce(self, x: X, op: Op = ..., *, async_op: Literal[True]) -> Work[X]: ...
     def all_reduce(self, x: X, op: Op = ReduceOp.SUM, *, async_op: bool = False) -> X | Work[X]:
         """Reduce `x` over all ranks, in place; returns `x`."""
+        if not async_op and self._fast.all_reduce(x, op):
+            return x
         array = Operand(x, "x", writable=True)
         counts = (array.flat.size,)
         result: X | Work[X] = self._collective("all_reduce", array, array, counts, counts, x, op=op, async_op=async_op)
@@ -73,6 +86,8 @@ class Communicator:
 
     def all_gather(self, x: object, out: object | None = None, *, async_op: bool = False) -> Any:
         """Gather `x` of all ranks; returns `out`, by default a new array of shape (size, *x.shape)."""
+        if not async_op and self._fast.all_gather(x, out):
+            return out
         array = Operand(x, "x")
         target = output_for(out, (self.size, *array.array.shape), array.array, "all_gather")
         counts = (array.flat.size,)
@@ -88,6 +103,8 @@ class Communicator:
         The first dimension (or, failing that, the element count, for a flat result) must be a multiple of the size; see
         `reduce_scatter_v` for uneven blocks.
         """
+        if not async_op and self._fast.reduce_scatter(x, out, op):
+            return out
         array = Operand(x, "x")
         target = output_for(out, self._block_shape(array.array, "reduce_scatter"), array.array, "reduce_scatter")
         counts = (target.flat.size,)
@@ -97,6 +114,8 @@ class Communicator:
 
     def broadcast(self, x: X, root: int = 0, *, async_op: bool = False) -> Any:
         """Copy the root's `x` into `x` on all other ranks; returns `x`."""
+        if not async_op and self._fast.broadcast(x, root):
+            return x
         self._check_root(root)
         array = Operand(x, "x", writable=self.rank != root)
         counts = (array.flat.size,)
@@ -149,6 +168,8 @@ class Communicator:
 
     def all_to_all(self, x: object, out: object | None = None, *, async_op: bool = False) -> Any:
         """Send block r of `x` to rank r; returns `out`, shaped as `x`, whose block s came from rank s."""
+        if not async_op and self._fast.all_to_all(x, out):
+            return out
         array = Operand(x, "x")
         self._block_shape(array.array, "all_to_all")
         target = output_for(out, array.array.shape, array.array, "all_to_all")
@@ -163,6 +184,8 @@ class Communicator:
 
     def barrier(self) -> None:
         """Return when every rank has called."""
+        if self._fast.barrier():
+            return
         token, tokens = Operand(np.zeros(1, np.uint8), "token"), Operand(np.zeros(self.size, np.uint8), "tokens")
         self._collective("barrier", token, tokens, (1,), (1,) * self.size, None)
 
@@ -236,11 +259,15 @@ class Communicator:
 
     def send(self, x: object, peer: int, tag: int = 0, *, async_op: bool = False) -> Any:
         """Send `x` to `peer`; returns when `x` may be changed again, which may be before it has arrived."""
+        if not async_op and self._fast.send(x, peer, tag):
+            return None
         array = Operand(x, "x")
         return self._point_to_point(array, send(peer, Ref("in", 0)), peer, tag, None, async_op)
 
     def recv(self, x: X, peer: int, tag: int = 0, *, async_op: bool = False) -> Any:
         """Receive into `x` what `peer` sends with this tag, of exactly this count and dtype; returns `x`."""
+        if not async_op and self._fast.recv(x, peer, tag):
+            return x
         array = Operand(x, "x", writable=True)
         return self._point_to_point(array, recv(peer, Ref("out", 0)), peer, tag, x, async_op)
 
@@ -260,14 +287,18 @@ class Communicator:
         """
         if color is not None and color < 0:
             raise ValueError(f"split: color is {color}, expected a number from 0, or None to be in no group")
-        mine = np.array([-1 if color is None else color, key, self._job.next_context], np.int64)
+        board = new_board(self._job.transport, self.size) if color is not None else None
+        mine = np.array([-1 if color is None else color, key, self._job.next_context, board or 0], np.int64)
         everyone = self.all_gather(mine)
         context = int(everyone[:, 2].max())
         self._job.next_context = context + 1
         if color is None:
             return None
-        group = sorted((int(k), rank) for rank, (c, k, _) in enumerate(everyone) if c == color)
-        return Communicator(self._job, [self._members[rank] for _, rank in group], context, self.timeout)
+        group = [
+            rank for _, rank in sorted((int(row[1]), rank) for rank, row in enumerate(everyone) if row[0] == color)
+        ]
+        boards = [int(everyone[rank, 3]) for rank in group] if board is not None else None
+        return Communicator(self._job, [self._members[rank] for rank in group], context, self.timeout, boards)
 
     def dup(self) -> Communicator:
         """A communicator of the same ranks whose messages, order of calls and stats are its own."""
@@ -276,13 +307,20 @@ class Communicator:
         return duplicate
 
     def empty(self, shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> Array:
-        """An uninitialised array that suits this communicator's transport: here ordinary memory, aligned to 64 bytes."""
+        """An uninitialised array in the shared heap, on which collectives copy nothing; ordinary memory without one.
+
+        Its memory is reserved here, and given back when the last view of the array is gone. Raises MemoryError.
+        """
         kind = np.dtype(dtype)
         dims = (shape,) if isinstance(shape, int) else tuple(shape)
         nbytes = int(np.prod(dims, dtype=np.int64)) * kind.itemsize
-        memory = np.empty(nbytes + 64, np.uint8)
-        start = -memory.ctypes.data % 64
-        return memory[start : start + nbytes].view(kind).reshape(dims)
+        transport = self._job.transport
+        if not isinstance(transport, ShmTransport):
+            return np.empty(dims, kind)
+        heap, offset = transport.heap, transport.heap.allocate(nbytes)
+        memory: Array = np.frombuffer(heap.mapping.view(offset, nbytes), np.uint8)
+        weakref.finalize(memory, heap.free, offset).atexit = False
+        return memory.view(kind).reshape(dims)
 
     def close(self) -> None:
         """Leave: ranks that still wait for this one raise PeerLost. Safe to repeat; the world's close ends the transport."""
@@ -295,6 +333,14 @@ class Communicator:
         rank = self._job.transport.rank
         self._job.transport.abort(Failure("Aborted", rank, f"rank {rank} called abort: {reason}"))
 
+    def algorithm(self, collective: str, nbytes: int) -> str:
+        """The name of the algorithm that a call of `collective` on a buffer of `nbytes` (the whole one) takes here."""
+        if collective not in COLLECTIVES:
+            raise ValueError(f"unknown collective {collective!r}; expected one of {', '.join(COLLECTIVES)}")
+        if self._mapped is not None:
+            return self._mapped.algorithm(collective, nbytes)
+        return choose(collective, nbytes, self.size)
+
     @property
     def stats(self) -> Stats:
         """A snapshot of what this communicator has done on this rank."""
@@ -303,8 +349,18 @@ class Communicator:
         received = {
             name: {local[peer]: n for peer, n in ledger.received.items()} for name, ledger in self._ledgers.items()
         }
+        calls, waited = dict(self._calls), dict(self._waited)
+        for name, record in self._mapped.records().items() if self._mapped is not None else ():
+            if record[0]:
+                calls[name] = calls.get(name, 0) + record[0]
+                waited[name] = waited.get(name, 0.0) + record[1]
+                for known, bytes_by_rank in ((sent, record[2]), (received, record[3])):
+                    peers = known.setdefault(name, {})
+                    for peer, nbytes in enumerate(bytes_by_rank):
+                        if nbytes:
+                            peers[peer] = peers.get(peer, 0) + nbytes
         return Stats(
-            frozen(sent), frozen(received), MappingProxyType(dict(self._calls)), MappingProxyType(dict(self._waited))
+            frozen(sent), frozen(received), MappingProxyType(calls), MappingProxyType(waited)
         )  # fmt: skip
 
     def __enter__(self) -> Self:
@@ -349,6 +405,8 @@ class Communicator:
             name, dtype, sum(blocks) if blocks else count if count is not None else max(inputs + outputs, default=0),
             named_op, root, blocks, f"{algorithm.name}/{self._job.slice_bytes}",
         )  # fmt: skip
+        if self._mapped is not None and count is None and self._mapped.serves(dtype, named_op):
+            return self._launch_mapped(replace(call, how=""), source, target, result, async_op)
         plan = _cached_plan(algorithm.schedule(self.size, root), self.rank, inputs, outputs, slice_elements, in_place)
 
         def finish() -> None:
@@ -409,6 +467,12 @@ class Communicator:
         if not 0 <= tag < 1 << 32:
             raise ValueError(f"tag is {tag}; expected 0 to {(1 << 32) - 1}")
         dtype, count = array.flat.dtype, array.flat.size
+        if self._mapped is not None:
+            call = Call("send/recv", dtype, count)
+            sends = instruction.target is None
+            pending = self._mapped.post(call, sends, peer, tag, array.flat, async_op)
+            strided = array if array.strided and not sends else None
+            return self._pending(self._mapped, pending, "send/recv", strided, result, async_op)
         schedule = Schedule("all_reduce", "point to point", self.size, lambda rank: ((instruction,),))
         slice_elements = max(1, self._job.slice_bytes // dtype.itemsize)
         plan = compile_plan(schedule, self.rank, (count,), (count,), slice_elements)
@@ -432,6 +496,40 @@ class Communicator:
 
         if async_op:
             return Work(result, lambda: engine.poll(execution), wait)
+        wait(None)
+        return result
+
+    def _launch_mapped(self, call: Call, source: Operand, target: Operand, result: object, async_op: bool) -> Any:
+        mapped = self._mapped
+        assert mapped is not None
+        pending = mapped.start(call, source.flat, target.flat, async_op)
+        return self._pending(mapped, pending, call.collective, target if target.strided else None, result, async_op)
+
+    def _pending(
+        self, mapped: Mapped, pending: Any, name: str, strided: Operand | None, result: object, async_op: bool
+    ) -> Any:
+        finished = False
+
+        def finish() -> None:
+            nonlocal finished
+            if not finished:
+                finished = True
+                if strided is not None:
+                    strided.write_back()
+
+        def poll() -> bool:
+            if not mapped.poll(pending):
+                return False
+            finish()
+            return True
+
+        def wait(timeout: float | None) -> None:
+            seconds = self.timeout if timeout is None else timeout
+            self._timed(name, lambda: mapped.wait(pending, seconds))
+            finish()
+
+        if async_op:
+            return Work(result, poll, wait)
         wait(None)
         return result
 

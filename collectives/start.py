@@ -8,6 +8,7 @@ from typing import Literal
 
 from collectives.communicator import Communicator
 from collectives.job import Job
+from collectives.mapped import FIRST_BOARD, new_board
 from transports import environment
 from transports import launch as launcher
 from transports.connect import connect
@@ -30,9 +31,11 @@ def init(transport: str | None = None, *, timeout: float | None = None) -> Commu
     if timeout is not None:
         settings = replace(settings, timeout=timeout)
     connected = connect(environment.detect(), settings)
-    return Communicator(
-        Job(connected, settings.slice_bytes, settings.learnt_fd), range(connected.size), 0, settings.timeout
-    )
+    first = new_board(connected, connected.size)
+    assert first in (None, FIRST_BOARD)
+    job = Job(connected, settings.slice_bytes, settings.learnt_fd)
+    boards = None if first is None else [first] * connected.size
+    return Communicator(job, range(connected.size), 0, settings.timeout, boards)
 
 
 def under_launcher() -> bool:

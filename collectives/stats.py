@@ -16,7 +16,7 @@ class Stats:
     received: Mapping[str, Mapping[int, int]]
     calls: Mapping[str, int]
     wait_seconds: Mapping[str, float]
-    """Seconds that this rank was blocked in calls, and in `Work.wait`."""
+    """Seconds that this rank spent in calls, and in `Work.wait`; of calls of a few KiB over shared memory, only long waits."""
 
     @property
     def bytes_sent(self) -> int:

@@ -28,6 +28,25 @@ def ring_all_reduce_bytes(elements: int, itemsize: int, ranks: int, rank: int) -
     return (2 * elements - kept) * itemsize
 
 
+def all_reduce_bytes(elements: int, itemsize: int, ranks: int, rank: int, algorithm: str) -> int:
+    """Return the bytes that a rank sends in an all_reduce by `algorithm`: ring, direct or one_hop.
+
+    direct cuts the buffer into shares of whole 64-byte lines: a rank sends each share but its own to the share's owner, and
+    its own, reduced, to all others; that is 2·(p − 1)/p of the buffer again if p divides the lines. one_hop, for small
+    buffers, sends all of it to every other rank. Raises ValueError for other algorithms.
+    """
+    if algorithm == "ring":
+        return ring_all_reduce_bytes(elements, itemsize, ranks, rank)
+    nbytes = elements * itemsize
+    if algorithm == "one_hop":
+        return (ranks - 1) * nbytes
+    if algorithm == "direct":
+        lines = share(-(-nbytes // 64), ranks, rank)
+        own = max(0, min(nbytes, 64 * lines.stop) - 64 * lines.start)
+        return nbytes - own + (ranks - 1) * own
+    raise ValueError(f"there is no formula for all_reduce by {algorithm}; expected ring, direct or one_hop")
+
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes that one rank holds for the whole of the training: parameters, gradients, optimizer state."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from collectives import Communicator
 from parallel.data import Corpus, DataError, load, unigram_loss
-from parallel.formulas import data_parallel_memory, gpt_parameters, ring_all_reduce_bytes
+from parallel.formulas import all_reduce_bytes, data_parallel_memory, gpt_parameters
 from parallel.progress import start
 from parallel.report import (
     ReportError,
@@ -199,12 +199,15 @@ def _train(options: Options, corpus: Corpus, communicator: Communicator) -> _Res
     gradients = trainer.parameters.gradients
     mine = np.array([sent["dp"], sent["metrics"], _peak_resident()], np.int64)
     everyone = communicator.all_gather(mine)
+
+    def formula_for(calls: int, elements: int, itemsize: int) -> list[int]:
+        algorithm = communicator.algorithm("all_reduce", elements * itemsize)
+        return [calls * all_reduce_bytes(elements, itemsize, ranks, rank, algorithm) for rank in range(ranks)]
+
     formula = {
-        "dp": [
-            c.steps * ring_all_reduce_bytes(gradients.size, gradients.itemsize, ranks, rank) for rank in range(ranks)
-        ],
+        "dp": formula_for(c.steps, gradients.size, gradients.itemsize),
         # One float64 a step, and one a validation.
-        "metrics": [(c.steps + 2) * ring_all_reduce_bytes(1, 8, ranks, rank) for rank in range(ranks)],
+        "metrics": formula_for(c.steps + 2, 1, 8),
     }
     traffic = {
         name: Traffic(tuple(int(n) for n in everyone[:, column]), tuple(formula[name]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from typing import Final
 
 from transports.base import Transport
@@ -10,13 +11,14 @@ from transports.environment import Settings, World
 from transports.errors import RendezvousError, TransportUnavailable
 from transports.inproc import inproc_group
 from transports.rendezvous import meet
+from transports.shm import connect_shm
 from transports.tcp import TcpTransport
 
 NAMES: Final = ("auto", "inproc", "tcp", "mpi", "shm", "cuda_ipc")
 
 
 def connect(world: World, settings: Settings) -> Transport:
-    """The transport of this rank: the one that the settings name, or with `auto` TCP, and MPI across hosts under mpirun.
+    """The transport of this rank: the one that the settings name, or with `auto` shared memory on one host, else TCP or MPI.
 
     Raises ValueError for an unknown name, TransportUnavailable, RendezvousError, AuthenticationError.
     """
@@ -33,8 +35,10 @@ def connect(world: World, settings: Settings) -> Transport:
         raise TransportUnavailable(
             "inproc joins threads of one process; use collectives.testing.run_ranks, or transport='tcp'"
         )
-    if name in ("shm", "cuda_ipc"):
-        raise TransportUnavailable(f"this release has no transport {name}; use transport='tcp' or 'mpi'")
+    if name == "cuda_ipc":
+        raise TransportUnavailable("this release has no transport cuda_ipc; use transport='shm', 'tcp' or 'mpi'")
+    if name == "shm" and not world.one_host:
+        raise TransportUnavailable("transport shm joins ranks of one host only; use transport='tcp' or 'mpi'")
     if name == "auto" and world.rendezvous is None and not world.one_host:
         if world.source in ("open mpi", "mpich") and importlib.util.find_spec("mpi4py") is not None:
             from transports.mpi import connect_mpi
@@ -44,7 +48,16 @@ def connect(world: World, settings: Settings) -> Transport:
             f"the ranks of this job ({world.source}) are on several hosts, and no address is given where they meet; set "
             "COLLECTIVES_RENDEZVOUS=host:port on all of them (a free port of rank 0's host), or install mpi4py"
         )
-    return TcpTransport(world.rank, world.size, meet(world, settings.timeout))
+    connections = meet(world, settings.timeout)
+    if name == "shm" or (name == "auto" and world.one_host):
+        try:
+            return connect_shm(world.rank, world.size, connections, settings.timeout)
+        except TransportUnavailable:
+            if name == "shm":
+                for connection, _ in connections.values():
+                    connection.close()
+                raise
+    return TcpTransport(world.rank, world.size, connections)
 
 
 def available() -> list[tuple[str, bool, str]]:
@@ -54,6 +67,6 @@ def available() -> list[tuple[str, bool, str]]:
         ("inproc", True, "threads of one process, for tests"),
         ("tcp", True, "stream sockets"),
         ("mpi", mpi, "mpi4py" if mpi else "mpi4py is not installed: pip install 'collectives[mpi]'"),
-        ("shm", False, "not in this release"),
+        ("shm", hasattr(os, "memfd_create"), "shared memory on one host (Linux)"),
         ("cuda_ipc", False, "not in this release"),
     ]

@@ -85,7 +85,7 @@ def _follow(world: World, generation: int, deadline: float, timeout: float, conn
         identity = _identity(world, generation, listener.getsockname()[1])
         connection, leader = _join(world.rendezvous, world, identity, world.token, deadline, timeout)
         connections[0] = (connection, leader)
-        kind, body = _read_message(
+        kind, body = read_message(
             connection, _LARGEST_TABLE, deadline + _LAST_WORD_SECONDS, "rank 0's table of addresses"
         )
         if kind is not Message.TABLE:
@@ -149,7 +149,7 @@ def _join(
                 connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
                 connection.settimeout(max(0.01, deadline - time.monotonic()))
                 connection.connect(_unix_address(world))
-                _check_user(connection)
+                check_user(connection)
             else:
                 connection = socket.create_connection(address, max(0.01, deadline - time.monotonic()))
             return connection, _shake(connection, Handshake(identity, token), deadline)
@@ -177,14 +177,15 @@ def _join(
 
 def _shake(connection: socket.socket, handshake: Handshake, deadline: float) -> Identity:
     connection.sendall(handshake.outgoing)
-    kind, body = _read_message(connection, 4096, deadline, "the answer to the handshake")
+    kind, body = read_message(connection, 4096, deadline, "the answer to the handshake")
     handshake.receive(kind, body)
     connection.sendall(handshake.outgoing)
     assert handshake.peer is not None
     return handshake.peer
 
 
-def _read_message(connection: socket.socket, largest: int, deadline: float, what: str) -> tuple[Message, bytes]:
+def read_message(connection: socket.socket, largest: int, deadline: float, what: str) -> tuple[Message, bytes]:
+    """Read exactly one message from a connection; raises RendezvousError naming `what` when it does not come in time."""
     reader = MessageReader(largest)
     while True:
         remaining = deadline - time.monotonic()
@@ -271,7 +272,7 @@ def _take_in(listener: socket.socket, identity: Identity, token: bytes, accept) 
     connection.setblocking(False)
     try:
         if connection.family == socket.AF_UNIX:
-            _check_user(connection)
+            check_user(connection)
     except AuthenticationError:
         connection.close()
         return None
@@ -322,7 +323,7 @@ def _give_up(
     raise RendezvousError(text)
 
 
-def _check_user(connection: socket.socket) -> None:
+def check_user(connection: socket.socket) -> None:
     """The other side of a Unix socket must be a process of the same user."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     _, user, _ = struct.unpack("3i", credentials)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from transports.base import NO_LABEL, Request, Transport
-from transports.errors import Failure
+from transports.errors import Failure, JobFailed
 from transports.wire import Frame, FrameReader, Identity, encode_header
 
 _READ_BUDGET: Final = 4 << 20
@@ -161,6 +161,14 @@ class TcpTransport(Transport):
             self._others_told = True  # by whoever met it
             raise self._fail(Failure.decode(payload))
         self._links[peer].left = self._anyone_left = True
+
+    def has_left(self, peer: int) -> bool:
+        """Whether `peer` has said goodbye."""
+        return peer != self.rank and self._links[peer].left
+
+    def lose(self, peer: int) -> JobFailed:
+        """End the job because this rank counts on `peer`, which has left; returns the exception to raise."""
+        return self._fail(self._left(self._links[peer]))
 
     def _lost(self, link: _Link, error: Exception | None) -> Failure:
         detail = f" ({error})" if error else ""

@@ -8,7 +8,7 @@ import pytest
 from collectives import Communicator
 from collectives.testing import run_ranks
 from parallel.data import Corpus
-from parallel.formulas import data_parallel_memory, ring_all_reduce_bytes, share
+from parallel.formulas import all_reduce_bytes, data_parallel_memory, ring_all_reduce_bytes, share
 from parallel.train import ConfigurationError, Trainer, TrainingConfiguration, parse_layout
 
 STEPS = 5
@@ -85,6 +85,17 @@ def test_the_bytes_of_all_ranks_add_up_to_two_p_minus_one_buffers(ranks: int, el
     assert sum(sent) == 2 * (ranks - 1) * elements * 4
     if elements % ranks == 0:
         assert set(sent) == {2 * (ranks - 1) * elements * 4 // ranks}
+
+
+@pytest.mark.parametrize("ranks", range(1, 8))
+@pytest.mark.parametrize("elements", [0, 1, 16, 17, 840, 100_003])
+def test_the_algorithms_send_as_much_in_all(ranks: int, elements: int) -> None:
+    direct = [all_reduce_bytes(elements, 4, ranks, rank, "direct") for rank in range(ranks)]
+    assert sum(direct) == 2 * (ranks - 1) * elements * 4
+    one_hop = [all_reduce_bytes(elements, 4, ranks, rank, "one_hop") for rank in range(ranks)]
+    assert sum(one_hop) == ranks * (ranks - 1) * elements * 4
+    with pytest.raises(ValueError, match="no formula"):
+        all_reduce_bytes(elements, 4, ranks, 0, "pigeon")
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])

@@ -144,7 +144,7 @@ def test_a_rank_killed_in_training_is_named_and_nothing_is_left(text: Path, tmp_
     _, said = process.communicate(timeout=15)
     assert process.returncode == 128 + signal.SIGKILL
     *survivors, last = sorted(said.splitlines(), key=lambda line: "collectives run" in line)
-    assert last.startswith("collectives run: rank 1 was killed by SIGKILL")
+    assert last.startswith("collectives run: rank 1 of parallel was killed by SIGKILL")
     assert len(survivors) == 2
     assert all(f"PeerLost: rank 1 (pid {ranks[1]} " in line for line in survivors), survivors
     assert not report_path.exists()
@@ -258,7 +258,7 @@ def test_only_rank_0_needs_the_folder_of_the_report(text: Path) -> None:
 def test_bytes_that_differ_from_the_formula_fail_every_rank(
     text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("parallel.job.ring_all_reduce_bytes", lambda *_: 1)
+    monkeypatch.setattr("parallel.job.all_reduce_bytes", lambda *_: 1)
     assert run_ranks(2, lambda comm: run(Options(2, str(text), TRAINING), comm)) == [1, 1]
     captured = capsys.readouterr()
     assert "differs by +" in captured.out

@@ -20,8 +20,11 @@ def show_on_terminal(steps: int, columns: int) -> str:
     termios.tcsetwinsize(theirs, (24, columns))
     with os.fdopen(theirs, "w") as terminal, contextlib.redirect_stdout(terminal):
         show(steps)
-    with os.fdopen(ours, "rb") as written:
-        return written.read1(1 << 16).decode()
+    written = b""
+    with os.fdopen(ours, "rb", buffering=0) as reader, contextlib.suppress(OSError):  # EIO: all has been read
+        while data := reader.read(1 << 16):
+            written += data
+    return written.decode()
 
 
 def show(steps: int) -> None:

@@ -353,7 +353,8 @@ def test_mpi_without_mpirun():
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("shm", "no transport shm"), ("nonsense", "expected one of auto"), ("inproc", "run_ranks")]
+    ("name", "said"),
+    [("cuda_ipc", "no transport cuda_ipc"), ("nonsense", "expected one of auto"), ("inproc", "run_ranks")],
 )
 def test_other_transports(name, said):
     assert said in embedded(2, PROGRAMS / "every_collective.py", name).stderr

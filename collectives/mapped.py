@@ -1,0 +1,227 @@
+"""Collectives over mapped memory: the native engine of one communicator, and what it asks of Python while it waits.
+
+The native engine runs the schedule `direct` over the boards of `transports/native/board.hpp`. It serves every collective and
+dtype that its kernels know; `Mapped.serves` says which, alike on all ranks, and the reference engine runs the rest.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import numpy as np
+
+import kernels
+from collectives.calls import Call, describe, difference
+from collectives.errors import CollectiveMismatch, CollectiveTimeout, exception_of
+from collectives.spec import COLLECTIVES
+from kernels import ReduceOp, dtypes
+from kernels.ops import TABLE
+from transports.base import Transport
+from transports.errors import CommunicationError, Failure, JobFailed
+from transports.heap import PAGE
+from transports.shm import DOORBELL_BYTES, ShmTransport
+
+if TYPE_CHECKING:
+    from collectives.arrays import Array
+
+
+def _load() -> Any:
+    try:
+        return importlib.import_module("collectives._native")
+    except ImportError:  # a pure Python installation
+        return None
+
+
+_native: Final = _load()
+if _native is not None:
+    atexit.register(_native.stop_background)
+
+FIRST_BOARD: Final = DOORBELL_BYTES
+"""Where the board of the first communicator lies in every heap: right behind the doorbell."""
+_INDEX: Final = {name: index for index, name in enumerate((*COLLECTIVES, "send/recv"))}
+_OPERATIONS: Final = tuple(ReduceOp)
+_SPINS: Final = 3000
+_SPINS_OVERSUBSCRIBED: Final = 1
+
+
+class NoFastPath:
+    """What stands in for the native engine's fast path where there is none: every call declines, having done nothing.
+
+    The native one takes numpy arrays as they are, contiguous and writable, and declines everything else.
+    """
+
+    def _decline(self, *_: object) -> bool:
+        return False
+
+    all_reduce = all_gather = reduce_scatter = broadcast = all_to_all = barrier = send = recv = _decline
+
+
+def new_board(transport: Transport, ranks: int) -> int | None:
+    """Room for this rank's board of a new communicator of at most `ranks` ranks, as an offset in its heap; None without shared memory.
+
+    Raises MemoryError.
+    """
+    if _native is None or not isinstance(transport, ShmTransport):
+        return None
+    size = -(-_native.board_bytes(ranks) // PAGE) * PAGE
+    offset = transport.heap.allocate(size)
+    transport.heap.mapping.view(offset, size)[:] = bytes(size)
+    return offset
+
+
+class Mapped:
+    """The native engine of one communicator."""
+
+    def __init__(self, transport: ShmTransport, members: Sequence[int], boards: Sequence[int], timeout: float) -> None:
+        self.transport, self.members, self.timeout = transport, tuple(members), timeout
+        self._in_flight: list[tuple[Any, object]] = []
+        self._left: tuple[int, set[int]] = (0, set())
+        rank = self.members.index(transport.rank)
+        heaps = [transport.heaps[member] for member in members]
+        self._heaps = heaps  # the native engine reads them: they stay mapped as long as it lives
+        backend = kernels.backend()
+        self.native: Any = _native.Group(
+            rank=rank,
+            members=[(heap.address, heap.address + board) for heap, board in zip(heaps, boards, strict=True)],
+            heap_bytes=transport.heap.mapping.size,
+            ndarray=np.ndarray,
+            type_numbers=[(dtype.num, dtypes.code(dtype)) for dtype in dtypes.DTYPES],
+            operations=list(_OPERATIONS),
+            operation_codes=[TABLE[op].code for op in _OPERATIONS],
+            look=self._look,
+            mismatch=self._mismatch,
+            instruction_set=backend.rpartition(" ")[2],
+            spins=_SPINS if len(members) <= len(os.sched_getaffinity(0)) else _SPINS_OVERSUBSCRIBED,
+        )
+
+    def serves(self, dtype: np.dtype[Any], op: ReduceOp | None) -> bool:
+        """Whether the native engine has what the call needs."""
+        return bool(self.native.supports(dtypes.code(dtype), _OPERATIONS.index(op) + 1 if op is not None else 0))
+
+    def algorithm(self, collective: str, nbytes: int) -> str:
+        """`direct`, or for a small all_reduce `one_hop`."""
+        return "one_hop" if collective == "all_reduce" and nbytes <= _native.largest_in_slot else "direct"
+
+    def start(self, call: Call, source: Array, target: Array, alone: bool) -> Any:
+        """Start a collective; returns its handle, for `poll` and `wait`. `alone`: it must advance while nobody waits for it."""
+        self._check()
+        pending = self.native.start(
+            _INDEX[call.collective],
+            dtypes.code(call.dtype),
+            call.dtype.itemsize,
+            _OPERATIONS.index(call.op) + 1 if call.op is not None else 0,
+            call.root,
+            list(call.blocks) or [call.count],
+            call.label(),
+            source.ctypes.data,
+            target.ctypes.data,
+            alone,
+        )
+        return self._keep(pending, (source, target))
+
+    def post(self, call: Call, sends: bool, peer: int, tag: int, array: Array, alone: bool) -> Any:
+        """Start a send or a recv; otherwise as `start`."""
+        self._check()
+        pending = self.native.post(sends, peer, tag, call.label(), array.ctypes.data, array.nbytes, alone)
+        return self._keep(pending, array)
+
+    def _keep(self, pending: Any, arrays: object) -> Any:
+        """The engine touches the arrays until the call is done, even if the caller forgets it."""
+        self._in_flight = [entry for entry in self._in_flight if not entry[0].done]
+        if not pending.done:
+            self._in_flight.append((pending, arrays))
+        return pending
+
+    def _check(self) -> None:
+        """Raise what has failed the job, if anything has."""
+        try:
+            self.transport.progress(0.0)
+        except JobFailed as error:
+            raise exception_of(error.failure, self.transport.rank) from None
+
+    def poll(self, pending: Any) -> bool:
+        """Advance; returns whether the call is done."""
+        return bool(self.native.poll(pending))
+
+    def wait(self, pending: Any, timeout: float) -> None:
+        """Wait for a call; raises CollectiveTimeout, CollectiveMismatch, or what the failing rank met."""
+        kept, self.timeout = self.timeout, timeout
+        try:
+            self.native.wait(pending)
+        finally:
+            self.timeout = kept
+
+    def records(self) -> dict[str, tuple[int, float, list[int], list[int]]]:
+        """Collective -> (calls, seconds in calls, bytes sent to each rank, bytes received from each rank)."""
+        return {name: self.native.record(index) for name, index in _INDEX.items()}
+
+    def _look(
+        self,
+        label: bytes,
+        call: int,
+        seconds: float,
+        awaited: list[int],
+        last: list[tuple[int, bytes]],
+        interrupt: BaseException | None,
+    ) -> None:
+        """Called every 20 ms of a wait: raises when there is nothing to wait for any more.
+
+        `interrupt`: what a signal handler raised meanwhile.
+        """
+        try:
+            if interrupt is not None:
+                raise interrupt
+            self.transport.progress(0.0)
+            gone = {rank for rank in awaited if self.transport.has_left(self.members[rank])}
+            seen_call, seen = self._left
+            self._left = (call, gone)
+            # What a rank stored before it said goodbye is visible at the next look.
+            lost = sorted(gone & seen) if seen_call == call else []
+            if lost:
+                raise self.transport.lose(self.members[lost[0]])
+            if seconds > self.timeout:
+                self._fail(
+                    CollectiveTimeout(_timeout_message(describe(label), call, self.timeout, awaited, last)), label, call
+                )
+        except JobFailed as error:
+            self._fail(exception_of(error.failure, self.transport.rank), label, call)
+        except CommunicationError:
+            raise
+        except BaseException as error:
+            rank = self.transport.rank
+            reason = f"{type(error).__name__}: {error}".rstrip(": ")
+            self.transport.abort(Failure("Aborted", rank, f"rank {rank} stopped in {describe(label)}: {reason}"))
+            raise
+
+    def _mismatch(self, peer: int, ours: bytes, theirs: bytes, call: int) -> NoReturn:
+        rank = self.members.index(self.transport.rank)
+        self._fail(
+            CollectiveMismatch(
+                f"call {call} differs between ranks: rank {rank} called {describe(ours)}, rank {peer} called {describe(theirs)}; "
+                "make the same calls in the same order, with the same dtype, operation, count and root, on all ranks"
+                + difference(ours, theirs)
+            ),
+            ours,
+            call,
+        )
+
+    def _fail(self, error: CommunicationError, label: bytes, call: int) -> NoReturn:
+        rank = self.transport.rank
+        error.add_note(f"in call {call} of this communicator on rank {rank}: {describe(label)}")
+        self.transport.abort(Failure(type(error).__name__, rank, str(error)))
+        raise error from None
+
+
+def _timeout_message(call: str, number: int, timeout: float, awaited: list[int], last: list[tuple[int, bytes]]) -> str:
+    waiting = "; ".join(
+        f"rank {rank} (its last call was {f'number {count}, {describe(label)}' if count else 'none yet'})"
+        for rank, (count, label) in zip(awaited, last, strict=True)
+    )
+    return (
+        f"call {number}, {call}, was not finished after {timeout:g} s; still waiting for {waiting}. "
+        "Those ranks have not called it, or are slower than the timeout: see COLLECTIVES_TIMEOUT and init(timeout=…)"
+    )

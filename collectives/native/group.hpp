@@ -1,0 +1,303 @@
+// The calls of one communicator on one rank, run in the order in which they were made.
+//
+// Communicators have boards of their own and never wait for each other. Whoever waits for a call steps the queue
+// itself; the background thread steps the queues that nobody waits for.
+#pragma once
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "board.hpp"
+#include "messages.hpp"
+#include "operation.hpp"
+#include "plan.hpp"
+#include "wait.hpp"
+
+namespace collectives::engine {
+
+using transports::Patience;
+using transports::WaitPolicy;
+
+// A collective that was started and is not waited for yet.
+struct Call : Pending {
+    std::shared_ptr<const Plan> plan;
+    const std::byte* input = nullptr;
+    std::byte* output = nullptr;
+};
+
+// Where a wait stands, for whoever has to explain it: a message's `call` is its tag.
+struct Position {
+    Label label;
+    std::uint64_t call;
+    std::vector<std::size_t> awaited;
+};
+
+class Group {
+  public:
+    struct Record {
+        Traffic traffic;
+        std::uint64_t calls = 0;
+        double seconds = 0.0;  // in calls that waited for their end
+    };
+
+    Group(Board board, HeapRange heap, WaitPolicy policy)
+        : board_(std::move(board)),
+          heap_(heap),
+          policy_(policy),
+          records_(collective_count + 1, {Traffic(board_.size())}),
+          messages_(board_, records_[collective_count].traffic, heap) {}
+    Group(const Group&) = delete;
+    Group& operator=(const Group&) = delete;
+
+    Board& board() { return board_; }
+    // Of a collective; or, behind them all, of send and recv.
+    const Record& record(std::size_t collective) const { return records_[collective]; }
+
+    // A group that has failed once runs nothing any more.
+    bool usable() const { return !failed_.load(std::memory_order_relaxed) && !board_.aborted(); }
+    void fail() { failed_.store(true, std::memory_order_relaxed); }
+    bool idle() const { return pending_.load(std::memory_order_acquire) == 0; }
+
+    std::unique_lock<std::mutex> lock() { return std::unique_lock(mutex_); }
+    std::unique_lock<std::mutex> try_lock() { return std::unique_lock(mutex_, std::try_to_lock); }
+
+    // The lock must be held for `run`, `push`, `post` and `drive`, and not for `wait`. A `Host` is told of long waits:
+    // blocked() after each look in vain, look(position, seconds) every 20 ms, mismatch(peer, call, ours, theirs), which
+    // throws.
+
+    // Runs one call to its end; no other may be under way.
+    template <typename Host>
+    void run(const Plan& plan, const std::byte* input, std::byte* output, Host& host) {
+        using Clock = std::chrono::steady_clock;
+        const Clock::time_point began = plan.in_slot ? Clock::time_point{} : Clock::now();
+        Operation operation = next(plan, input, output);
+        Patience patience(board_.self().door(), policy_);
+        for (;;) {
+            patience.listen();
+            const Progress progress = operation.step();
+            if (progress == Progress::done) break;
+            if (progress == Progress::moved) {
+                patience.reset();
+            } else if (progress == Progress::mismatch) {
+                report(operation, host);
+            } else {
+                host.blocked();
+                if (patience.pause() || board_.aborted()) host.look(position(operation), patience.seconds());
+            }
+        }
+        // To read the clock twice would make a small call a tenth slower: of those only long waits count.
+        double& seconds = records_[static_cast<std::size_t>(plan.collective)].seconds;
+        seconds += plan.in_slot ? patience.seconds() : std::chrono::duration<double>(Clock::now() - began).count();
+    }
+
+    void push(std::shared_ptr<Call> call) {
+        calls_pending_.push_back(std::move(call));
+        pending_.fetch_add(1, std::memory_order_release);
+    }
+
+    void post(const std::shared_ptr<Message>& message) {
+        Record& record = records_[collective_count];
+        ++record.calls;
+        messages_.post(message);
+        pending_.fetch_add(1, std::memory_order_release);
+    }
+
+    // Steps everything under way as far as it goes now; returns whether anything moved.
+    bool drive() {
+        bool moved = false;
+        while (!calls_pending_.empty() && !mismatched_) {
+            Call& head = *calls_pending_.front();
+            if (!running_) running_.emplace(next(*head.plan, head.input, head.output));
+            const Progress progress = running_->step();
+            if (progress == Progress::blocked) break;
+            moved = true;
+            if (progress == Progress::mismatch) {
+                mismatched_ = true;
+            } else if (progress == Progress::done) {
+                running_.reset();
+                head.done.store(true, std::memory_order_release);
+                calls_pending_.pop_front();
+                pending_.fetch_sub(1, std::memory_order_release);
+            }
+        }
+        if (!messages_.idle() && !mismatched_) {
+            const std::size_t before = messages_.pending();
+            const Progress progress = messages_.step();
+            pending_.fetch_sub(before - messages_.pending(), std::memory_order_release);
+            mismatched_ = progress == Progress::mismatch;
+            moved = moved || progress != Progress::blocked;
+        }
+        return moved;
+    }
+
+    template <typename Host>
+    void wait(const std::shared_ptr<Pending>& pending, Host& host) {
+        struct Count {
+            explicit Count(std::atomic<int>& value) : value_(value) { value_.fetch_add(1, std::memory_order_relaxed); }
+            ~Count() { value_.fetch_sub(1, std::memory_order_relaxed); }
+            std::atomic<int>& value_;
+        } const count(waiters_);
+        Patience patience(board_.self().door(), policy_);
+        while (!pending->done.load(std::memory_order_acquire)) {
+            patience.listen();
+            bool moved = false;
+            {
+                const auto held = lock();
+                moved = drive();
+                check(host);
+            }
+            if (moved) {
+                patience.reset();
+                continue;
+            }
+            host.blocked();
+            if (!patience.pause() && !board_.aborted()) continue;
+            std::optional<Position> place;
+            {
+                const auto held = lock();
+                place = where(*pending);
+            }
+            host.look(*place, patience.seconds());
+        }
+    }
+
+    // Tells the host of a mismatch that `drive` has met.
+    template <typename Host>
+    void check(Host& host) {
+        if (!mismatched_) return;
+        if (running_) report(*running_, host);
+        const Message& message = *messages_.differing();
+        host.mismatch(message.peer, message.tag, message.label, messages_.their_label());
+    }
+
+    bool awaited() const { return waiters_.load(std::memory_order_relaxed) > 0; }
+
+  private:
+    Operation next(const Plan& plan, const std::byte* input, std::byte* output) {
+        Record& record = records_[static_cast<std::size_t>(plan.collective)];
+        ++record.calls;
+        const std::uint64_t first = pieces_;
+        pieces_ += plan.pieces;
+        return Operation(board_, record.traffic, scratch_, plan, ++calls_, first, heap_, input, output);
+    }
+
+    template <typename Host>
+    void report(Operation& operation, Host& host) {
+        const std::size_t peer = operation.differing_peer();
+        host.mismatch(peer, operation.call(), operation.plan().label, board_.slot(peer, operation.call()).label);
+    }
+
+    Position position(Operation& operation) { return {operation.plan().label, operation.call(), operation.awaited()}; }
+
+    Position where(const Pending& pending) {
+        if (const auto* const message = dynamic_cast<const Message*>(&pending)) {
+            return {message->label, message->tag, {message->peer}};
+        }
+        if (running_) return position(*running_);
+        return {};
+    }
+
+    Board board_;
+    HeapRange heap_;
+    WaitPolicy policy_;
+    std::vector<Record> records_;
+    Messages messages_;
+    std::vector<const std::byte*> scratch_;
+    std::mutex mutex_;
+    std::deque<std::shared_ptr<Call>> calls_pending_;
+    std::optional<Operation> running_;
+    bool mismatched_ = false;
+    std::atomic<std::size_t> pending_ = 0;  // calls and messages under way
+    std::atomic<int> waiters_ = 0;          // threads that step them because they wait for one
+    std::atomic<bool> failed_ = false;
+    std::uint64_t calls_ = 0;
+    std::uint64_t pieces_ = 0;
+};
+
+// Steps, in a thread of its own, the queues of all groups that have calls in flight and nobody who waits for them.
+class Background {
+  public:
+    // One a process. Never destroyed: its thread may outlive main.
+    static Background& instance() {
+        static auto* const background = new Background;
+        return *background;
+    }
+
+    void serve(const std::shared_ptr<Group>& group) {
+        const std::lock_guard lock(mutex_);
+        if (ending_) return;
+        groups_.push_back(group);
+        if (!thread_.joinable()) {
+            process_ = getpid();
+            thread_ = std::thread([this] { loop(); });
+        }
+        wake_.notify_one();
+    }
+
+    // No thread touches any array after this. A forked child has no such thread.
+    void stop() {
+        if (getpid() != process_) return;
+        {
+            const std::lock_guard lock(mutex_);
+            ending_ = true;
+            wake_.notify_one();
+        }
+        if (thread_.joinable()) thread_.join();
+    }
+
+  private:
+    void loop() {
+        std::vector<std::shared_ptr<Group>> active;
+        std::optional<Patience> patience;
+        for (;;) {
+            {
+                std::unique_lock lock(mutex_);
+                if (active.empty()) {
+                    patience.reset();
+                    wake_.wait(lock, [this] { return ending_ || !groups_.empty(); });
+                }
+                if (ending_) return;
+                for (const auto& group : groups_) {
+                    if (std::find(active.begin(), active.end(), group) == active.end()) active.push_back(group);
+                }
+                groups_.clear();
+            }
+            if (!active.empty() && !patience) patience.emplace(active[0]->board().self().door(), WaitPolicy{1});
+            if (patience) patience->listen();
+            bool moved = false;
+            std::erase_if(active, [&](const std::shared_ptr<Group>& group) {
+                if (!group->awaited()) {
+                    if (auto lock = group->try_lock()) moved = group->drive() || moved;
+                }
+                return group->idle() || !group->usable();
+            });
+            if (moved) {
+                patience->reset();
+            } else if (!active.empty()) {
+                patience->pause();
+            }
+        }
+    }
+
+    std::mutex mutex_;
+    std::condition_variable wake_;
+    std::vector<std::shared_ptr<Group>> groups_;
+    bool ending_ = false;
+    pid_t process_ = -1;
+    std::thread thread_;
+};
+
+}  // namespace collectives::engine

@@ -1,0 +1,98 @@
+"""A rank that meets every kind of trouble over shared memory, one job of `init` after the other."""
+
+import signal
+import time
+
+import numpy as np
+
+import collectives as cc
+
+
+def caught(kind, call, *words):
+    began = time.monotonic()
+    try:
+        call()
+    except kind as error:
+        text = str(error) + " ".join(getattr(error, "__notes__", ()))
+        missing = [word for word in words if word not in text]
+        assert not missing, f"{missing} not in {text}"
+        assert time.monotonic() - began < 10
+        return
+    raise AssertionError(f"no {kind.__name__}")
+
+
+def mismatch(comm):
+    """Rank 1 calls something else, in both ways of calling; both calls are named on every rank."""
+    other = comm.rank == 1
+    x = np.ones(5 if other else 70_000, np.float32)
+    caught(
+        cc.CollectiveMismatch,
+        lambda: comm.broadcast(x, 0) if other else comm.all_reduce(x),
+        "rank 1 called broadcast(float32 × 5, root 0)",
+        "all_reduce(float32 × 70000, SUM)",
+    )
+    # A failed communicator refuses further calls with that cause.
+    caught(cc.CollectiveMismatch, lambda: comm.all_reduce(np.ones(2)), "called")
+    caught(cc.CollectiveMismatch, lambda: comm.all_reduce(np.ones(2), async_op=True).wait(), "called")
+
+
+def message_mismatch(comm):
+    if comm.rank == 0:
+        comm.send(np.ones(4), 1, 3)
+    other = comm.rank == 1
+    caught(
+        cc.CollectiveMismatch,
+        lambda: comm.recv(np.ones(5), 0, 3) if other else comm.barrier(),
+        "send/recv(float64 × 5)",
+        "send/recv(float64 × 4)",
+    )
+
+
+def late(comm):
+    """Rank 2 waits for a message that nobody sends, with more patience than the others, who wait for it."""
+    comm.all_reduce(np.ones(2))
+    if comm.rank == 2:
+        caught(cc.CollectiveTimeout, lambda: comm.recv(np.ones(3), 0), "rank 2")
+    else:
+        comm._mapped.timeout = 0.3
+        caught(
+            cc.CollectiveTimeout,
+            comm.barrier,
+            "still waiting for rank 2 (its last call was number 1, all_reduce(float64 × 2, SUM))",
+        )
+
+
+def interrupted(comm):
+    def raises():
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        comm.all_reduce(np.ones(100_000))
+
+    if comm.rank == 0:
+        caught(KeyboardInterrupt, raises)
+    elif comm.rank == 1:
+        caught(cc.Aborted, lambda: comm.recv(np.ones(3), 0), "KeyboardInterrupt", "all_reduce(float64 × 100000, SUM)")
+    else:
+        caught(cc.Aborted, lambda: comm.recv(np.ones(3), 0, async_op=True).wait(), "KeyboardInterrupt")
+
+
+def left(comm):
+    if comm.rank == 1:
+        comm.close()
+    elif comm.rank == 0:
+        caught(cc.PeerLost, lambda: comm.recv(np.ones(2), 1), "rank 1", "left normally")
+    else:
+        caught(cc.PeerLost, lambda: comm.barrier(), "rank 1")
+
+
+def aborted(comm):
+    if comm.rank == 2:
+        comm.abort("that is enough")
+    caught(cc.Aborted, lambda: [comm.all_reduce(np.ones(1)) for _ in iter(int, 1)], "that is enough")
+
+
+for trouble in (mismatch, message_mismatch, late, interrupted, left, aborted):
+    world = cc.init("shm", timeout=30)
+    trouble(world)
+    world.close()
+print(f"rank {world.rank} fails as it should")

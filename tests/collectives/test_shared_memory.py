@@ -1,0 +1,47 @@
+"""The native engine over shared memory, in real processes, against the specification."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+PROGRAMS = Path(__file__).parent / "programs"
+
+
+def run(ranks, program, *arguments, timeout=100):
+    command = [
+        sys.executable,
+        "-m",
+        "collectives",
+        "run",
+        "-n",
+        str(ranks),
+        str(PROGRAMS / program),
+        *map(str, arguments),
+    ]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 6])
+def test_random_collectives_agree_with_the_specification(ranks):
+    done = run(ranks, "random_collectives.py", "auto", 7 + ranks, 120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("120 rounds") == ranks
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("ranks", [2, 3, 4, 7])
+def test_thousands_of_random_collectives_agree_with_the_specification(ranks):
+    done = run(ranks, "random_collectives.py", "shm", time.time_ns() % 2**31, 10_000, timeout=3000)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_mismatches_timeouts_and_interrupts_name_the_culprit():
+    done = run(3, "troubles.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("as it should") == 3
