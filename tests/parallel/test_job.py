@@ -121,6 +121,32 @@ def test_a_rank_that_cannot_join_is_one_line(text: Path, monkeypatch: pytest.Mon
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
+@pytest.mark.mpi
+@pytest.mark.parametrize("transport", ["tcp", "mpi"])
+def test_mpirun_trains_the_same_weights(
+    transport: str, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mpirun = Path(sys.prefix, "bin", "mpirun")
+    if not mpirun.exists():
+        pytest.skip(f"{mpirun} is not there: make setup installs it")
+    arguments = [*SMALL, "--layout", "dp2", "--data", str(text), "--report"]
+    assert command(*arguments, str(tmp_path / "embedded.json")).returncode == 0
+    monkeypatch.setenv("COLLECTIVES_TRANSPORT", transport)
+    monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT", "1")
+    monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
+    ranks = [sys.executable, "-m", "parallel", "train", *arguments, str(tmp_path / "mpirun.json")]
+    done = subprocess.run(
+        [mpirun, "--oversubscribe", "-n", "2", *ranks],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout
+    embedded, other = (json.loads((tmp_path / name).read_text()) for name in ("embedded.json", "mpirun.json"))
+    for same in ("losses", "validation_loss", "weights_sha256", "bytes"):
+        assert other[same] == embedded[same]
+
+
 def started(*arguments: str) -> subprocess.Popen[str]:
     """The command, once its ranks have taken a step."""
     process = subprocess.Popen(
