@@ -169,10 +169,13 @@ class Engine:
 
     def _reap(self, execution: Execution) -> bool:
         """Take note of finished messages; returns whether there were any."""
-        landed = [entry for entry in execution.flying if entry[0].done]
+        landed: list[tuple[Request, int, Array | None]] = []
+        flying: list[tuple[Request, int, Array | None]] = []
+        for entry in execution.flying:  # asked once each: another thread may complete a request meanwhile
+            (landed if entry[0].done else flying).append(entry)
         if not landed:
             return False
-        execution.flying = [entry for entry in execution.flying if not entry[0].done]
+        execution.flying = flying
         for _, index, staging in landed:
             if staging is None:
                 self._complete(execution, index)
