@@ -88,6 +88,81 @@ def test_movements(size, count, dtype, root):
     run_ranks(size, rank, slice_bytes=SLICE)
 
 
+PAIRS = [(op, dtype) for op in cc.ReduceOp for dtype in dtypes.DTYPES if kernels.supported(op, dtype)]
+SIZES_OF_ARRAYS = [0, 1, 2, 7, 13, 64, 641]  # the last is beyond one slice, shared among nine ranks as well
+UFUNCS = {
+    cc.ReduceOp.SUM: np.add, cc.ReduceOp.AVG: np.add, cc.ReduceOp.PROD: np.multiply, cc.ReduceOp.MIN: np.minimum,
+    cc.ReduceOp.MAX: np.maximum, cc.ReduceOp.BAND: np.bitwise_and, cc.ReduceOp.BOR: np.bitwise_or,
+    cc.ReduceOp.BXOR: np.bitwise_xor,
+}  # fmt: skip
+
+
+def by_numpy(parts, op):
+    """The reduction of arrays; whole numbers this small are exact in every dtype, other than their mean."""
+    total = parts[0]
+    for part in parts[1:]:
+        total = UFUNCS[op](total, part, dtype=total.dtype)
+    return (total.astype(np.complex128) / len(parts)) if op is cc.ReduceOp.AVG else total
+
+
+def agree(found, expected, op):
+    if op is not cc.ReduceOp.AVG:
+        return same(found, expected)
+    precision = {"bfloat16": 2.0**-8, "float16": 2.0**-11}.get(found.dtype.name, 1e-6)
+    return np.allclose(found.astype(np.complex128), expected, rtol=precision, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", range(1, 10))
+def test_every_operation_on_every_dtype_against_numpy(size):
+    def rank(comm):
+        me = comm.rank
+        for number, (op, dtype) in enumerate(PAIRS):
+            count = SIZES_OF_ARRAYS[(number + size) % len(SIZES_OF_ARRAYS)]
+            root, what = number % size, (op, dtype, count)
+            columns = [[block(r, b, count, dtype) for r in range(size)] for b in range(size)]
+            assert agree(comm.all_reduce(columns[0][me].copy(), op), by_numpy(columns[0], op), op), what
+            mine = np.stack([columns[b][me] for b in range(size)])
+            assert agree(comm.reduce_scatter(mine, op=op).reshape(-1), by_numpy(columns[me], op), op), what
+            reduced = comm.reduce(columns[0][me], root, op)
+            assert reduced is None if me != root else agree(reduced, by_numpy(columns[0], op), op), what
+            if op is not cc.ReduceOp.AVG:
+                assert same(comm.scan(columns[0][me].copy(), op), by_numpy(columns[0][: me + 1], op)), what
+
+    run_ranks(size, rank, slice_bytes=SLICE)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "complex64"])
+@pytest.mark.parametrize("size", [2, 5, 9])
+def test_rounded_sums_have_the_same_bits_on_all_ranks_and_again(size, dtype):
+    inputs = [np.random.default_rng(r).standard_normal(641).astype(np.dtype(dtype)) for r in range(size)]
+    rounds = [run_ranks(size, lambda comm: comm.all_reduce(inputs[comm.rank].copy()), slice_bytes=SLICE) for _ in "ab"]
+    assert len({result.tobytes() for results in rounds for result in results}) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", range(1, 10))
+def test_every_dtype_is_moved_as_it_is(size):
+    def rank(comm):
+        me = comm.rank
+        for number, dtype in enumerate(dtypes.DTYPES):
+            count = SIZES_OF_ARRAYS[(number + size) % len(SIZES_OF_ARRAYS)]
+            root = (number + 1) % size
+            bits = np.random.default_rng(number).integers(0, 256, (size, size, count * dtype.itemsize), np.uint8)
+            table = (bits % 2 if dtype.kind == "b" else bits).view(dtype)
+            assert same(comm.all_gather(table[me, 0]), table[:, 0])
+            assert same(comm.all_to_all(table[me]), table[:, me])
+            x = table[me, 0].copy()
+            assert same(comm.broadcast(x, root), table[root, 0])
+            gathered = comm.gather(table[me, 0], root)
+            assert gathered is None if me != root else same(gathered, table[:, 0])
+            out = np.empty(count, dtype)
+            assert same(comm.scatter(table[me] if me == root else None, root, out), table[root, me])
+            comm.barrier()
+
+    run_ranks(size, rank, slice_bytes=SLICE)
+
+
 @given(st.integers(1, 6).flatmap(lambda size: st.lists(st.integers(0, 40), min_size=size, max_size=size)))
 def test_uneven_blocks(counts):
     size = len(counts)
