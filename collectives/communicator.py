@@ -126,6 +126,8 @@ class Communicator:
         self, x: object, root: int = 0, op: Op = ReduceOp.SUM, out: object | None = None, *, async_op: bool = False
     ) -> Any:
         """Reduce `x` over all ranks to the root; returns `out` (by default a new array) there and None elsewhere."""
+        if not async_op and self._fast.reduce(x, root, op, out):
+            return out if self.rank == root else None
         self._check_root(root)
         array = Operand(x, "x")
         target = output_for(out, array.array.shape, array.array, "reduce") if self.rank == root else _nothing(array)
@@ -136,6 +138,8 @@ class Communicator:
 
     def gather(self, x: object, root: int = 0, out: object | None = None, *, async_op: bool = False) -> Any:
         """Gather `x` of all ranks at the root; returns `out`, of shape (size, *x.shape), there and None elsewhere."""
+        if not async_op and self._fast.gather(x, root, out):
+            return out if self.rank == root else None
         self._check_root(root)
         array = Operand(x, "x")
         counts = (array.flat.size,)
@@ -149,6 +153,8 @@ class Communicator:
 
     def scatter(self, x: object | None, root: int = 0, out: object | None = None, *, async_op: bool = False) -> Any:
         """Send block r of the root's `x` to rank r; returns `out`, which ranks other than the root must give (`x` is None there)."""
+        if not async_op and self._fast.scatter(x, root, out):
+            return out
         self._check_root(root)
         if self.rank == root:
             array = Operand(x, "x")
@@ -178,6 +184,8 @@ class Communicator:
 
     def scan(self, x: X, op: Op = ReduceOp.SUM, *, async_op: bool = False) -> Any:
         """Reduce the `x` of ranks 0 to `rank` into `x` (inclusive prefix), in place; returns `x`."""
+        if not async_op and self._fast.scan(x, op):
+            return x
         array = Operand(x, "x", writable=True)
         counts = (array.flat.size,)
         return self._collective("scan", array, array, counts, counts, x, op=op, async_op=async_op)
@@ -273,6 +281,8 @@ class Communicator:
 
     def sendrecv(self, x: object, to: int, out: X, source: int, tag: int = 0) -> X:
         """Send `x` to rank `to` while receiving `out` from rank `source`; returns `out`."""
+        if self._fast.sendrecv(x, to, out, source, tag):
+            return out
         receiving = self.recv(out, source, tag, async_op=True)
         self.send(x, to, tag)
         receiving.wait()

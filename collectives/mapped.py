@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import importlib
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -57,7 +56,8 @@ class NoFastPath:
     def _decline(self, *_: object) -> bool:
         return False
 
-    all_reduce = all_gather = reduce_scatter = broadcast = all_to_all = barrier = send = recv = _decline
+    all_reduce = all_gather = reduce_scatter = broadcast = reduce = gather = scatter = all_to_all = scan = barrier = _decline
+    send = recv = sendrecv = _decline
 
 
 def new_board(transport: Transport, ranks: int) -> int | None:
@@ -95,7 +95,7 @@ class Mapped:
             look=self._look,
             mismatch=self._mismatch,
             instruction_set=backend.rpartition(" ")[2],
-            spins=_SPINS if len(members) <= len(os.sched_getaffinity(0)) else _SPINS_OVERSUBSCRIBED,
+            spins=_SPINS if transport.size <= transport.cores else _SPINS_OVERSUBSCRIBED,
         )
 
     def serves(self, dtype: np.dtype[Any], op: ReduceOp | None) -> bool:

@@ -36,9 +36,13 @@ class ShmTransport(TcpTransport):
 
     name = "shm"
 
-    def __init__(self, rank: int, size: int, connections: Connections, heap: SharedHeap, heaps: list[Mapping]) -> None:
+    def __init__(
+        self, rank: int, size: int, connections: Connections, heap: SharedHeap, heaps: list[Mapping], cores: int
+    ) -> None:
         super().__init__(rank, size, connections)
         self.heap, self.heaps = heap, heaps
+        self.cores: Final = cores
+        """Cores that the ranks may run on, all of them together."""
 
     def _send_failure(self, failure: Failure) -> None:
         for mapping in self.heaps:
@@ -66,7 +70,8 @@ def connect_shm(rank: int, size: int, connections: Connections, timeout: float) 
         reason = str(error)
     descriptors: list[int] = []
     try:
-        places = _all_gather(rank, connections, {"reason": reason, "host": _host()}, deadline)
+        mine = {"reason": reason, "host": _host(), "cores": sorted(os.sched_getaffinity(0))}
+        places = _all_gather(rank, connections, mine, deadline)
         _check_places(places)
         assert heap is not None
         descriptors = _hand_round(rank, size, connections, heap, deadline)
@@ -77,7 +82,8 @@ def connect_shm(rank: int, size: int, connections: Connections, timeout: float) 
         except OSError as error:
             reason = f"rank {rank} cannot map the heaps of the others: {error.strerror}; see ulimit -v"
         _check_places(_all_gather(rank, connections, {"reason": reason, "host": ""}, deadline))
-        transport = ShmTransport(rank, size, connections, heap, heaps)
+        cores = len({core for place in places for core in place["cores"]})
+        transport = ShmTransport(rank, size, connections, heap, heaps, cores)
         heap = None
         return transport
     finally:

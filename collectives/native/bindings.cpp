@@ -120,7 +120,7 @@ class PyGroup {
         Array array, target;
         std::size_t operation = 0;
         if (!find(x, array) || !find(out, target) || !find_operation(op, operation)) return false;
-        if (!matches(array, target, size(), 1) || !apart_or_at(array, target, board().rank())) return false;
+        if (!matches(array, target, size()) || !apart_or_at(array, target, board().rank())) return false;
         return run_fast(Collective::reduce_scatter, array.dtype, operation + 1, 0, target.count, array.data,
                         target.data);
     }
@@ -128,22 +128,56 @@ class PyGroup {
     bool all_gather(nb::handle x, nb::handle out) {
         Array array, target;
         if (!find(x, array) || !find(out, target)) return false;
-        if (!matches(target, array, size(), 1) || !apart_or_at(target, array, board().rank())) return false;
+        if (!matches(target, array, size()) || !apart_or_at(target, array, board().rank())) return false;
         return run_fast(Collective::all_gather, array.dtype, 0, 0, array.count, array.data, target.data);
     }
 
     bool all_to_all(nb::handle x, nb::handle out) {
         Array array, target;
         if (!find(x, array) || !find(out, target)) return false;
-        if (!matches(array, target, 1, 1) || array.count % size() != 0 || !apart_or_at(array, target, 0)) return false;
+        if (!matches(array, target, 1) || array.count % size() != 0 || !apart_or_at(array, target, 0)) return false;
         return run_fast(Collective::all_to_all, array.dtype, 0, 0, array.count / size(), array.data, target.data);
     }
 
     bool broadcast(nb::handle x, nb::handle root_object) {
         Array array;
         std::size_t root = 0;
-        if (!find_number(root_object, root) || root >= size() || !find(x, array)) return false;
+        if (!find_root(root_object, root) || !find(x, array)) return false;
         return run_fast(Collective::broadcast, array.dtype, 0, root, array.count, array.data, array.data);
+    }
+
+    bool scan(nb::handle x, nb::handle op) {
+        Array array;
+        std::size_t operation = 0;
+        if (!find(x, array) || !find_operation(op, operation)) return false;
+        return run_fast(Collective::scan, array.dtype, operation + 1, 0, array.count, array.data, array.data);
+    }
+
+    bool reduce(nb::handle x, nb::handle root_object, nb::handle op, nb::handle out) {
+        Array array, target;
+        std::size_t operation = 0, root = 0;
+        if (!find_root(root_object, root) || !find_operation(op, operation) || !find(x, array)) return false;
+        const bool leads = root == board().rank();
+        if (leads && (!find(out, target) || !matches(array, target, 1) || !apart_or_at(array, target, 0))) return false;
+        return run_fast(Collective::reduce, array.dtype, operation + 1, root, array.count, array.data, target.data);
+    }
+
+    bool gather(nb::handle x, nb::handle root_object, nb::handle out) {
+        Array array, target;
+        std::size_t root = 0;
+        if (!find_root(root_object, root) || !find(x, array)) return false;
+        const bool leads = root == board().rank();
+        if (leads && (!find(out, target) || !matches(target, array, size()) || !apart_or_at(target, array, root))) return false;
+        return run_fast(Collective::gather, array.dtype, 0, root, array.count, array.data, target.data);
+    }
+
+    bool scatter(nb::handle x, nb::handle root_object, nb::handle out) {
+        Array array, target;
+        std::size_t root = 0;
+        if (!find_root(root_object, root) || !find(out, target)) return false;
+        const bool leads = root == board().rank();
+        if (leads && (!find(x, array) || !matches(array, target, size()) || !apart_or_at(array, target, root))) return false;
+        return run_fast(Collective::scatter, target.dtype, 0, root, target.count, array.data, target.data);
     }
 
     bool barrier() { return run_fast(Collective::barrier, 5, 0, 0, 1, nullptr, nullptr); }
@@ -153,9 +187,26 @@ class PyGroup {
         return operation == 0 || (dtype < kernels::dtype_count && fold_of(dtype, operation) != nullptr);
     }
 
-    bool send(nb::handle x, nb::handle peer, nb::handle tag) { return transfer(x, peer, tag, true) != nullptr; }
+    bool send(nb::handle x, nb::handle peer, nb::handle tag) {
+        const auto message = make_message(x, peer, tag, true);
+        return message != nullptr && transfer(message);
+    }
 
-    bool recv(nb::handle x, nb::handle peer, nb::handle tag) { return transfer(x, peer, tag, false) != nullptr; }
+    bool recv(nb::handle x, nb::handle peer, nb::handle tag) {
+        const auto message = make_message(x, peer, tag, false);
+        return message != nullptr && transfer(message);
+    }
+
+    bool sendrecv(nb::handle x, nb::handle to, nb::handle out, nb::handle source, nb::handle tag) {
+        const auto received = make_message(out, source, tag, false);
+        const auto sent = received != nullptr ? make_message(x, to, tag, true) : nullptr;
+        if (sent == nullptr) return false;
+        {
+            const auto lock = locked();
+            group_->post(received);
+        }
+        return transfer(sent) && finish(received);
+    }
 
     // The general way in: addresses, and one count a block (or one for all of them). `alone`: nobody may ever wait for
     // it.
@@ -245,11 +296,11 @@ class PyGroup {
         }
     }
 
-    std::shared_ptr<Message> transfer(nb::handle x, nb::handle peer, nb::handle tag, bool sends) {
+    // Nothing where the arguments are not for the fast path.
+    std::shared_ptr<Message> make_message(nb::handle x, nb::handle peer, nb::handle tag, bool sends) const {
         Array array;
         std::size_t rank = 0, number = 0;
-        if (!group_->usable() || !find(x, array) || !find_number(peer, rank) || !find_number(tag, number))
-            return nullptr;
+        if (!group_->usable() || !find(x, array) || !find_number(peer, rank) || !find_number(tag, number)) return nullptr;
         if (rank >= size() || rank == board().rank() || number > 0xFFFFFFFFu) return nullptr;
         auto message = std::make_shared<Message>();
         message->sends = sends;
@@ -258,14 +309,24 @@ class PyGroup {
         message->label = make_label(collective_count, array.dtype, 0, 0, array.count);
         message->data = array.data;
         message->bytes = array.count * kernels::element_bytes[array.dtype];
+        return message;
+    }
+
+    bool transfer(const std::shared_ptr<Message>& message) {
         {
             const auto lock = locked();
             group_->post(message);
         }
+        return finish(message);
+    }
+
+    bool finish(const std::shared_ptr<Message>& message) {
         Host host(*this, message->bytes > board().geometry().slot_payload);
         guarded([&] { group_->wait(message, host); });
-        return message;
+        return true;
     }
+
+    bool find_root(nb::handle object, std::size_t& root) const { return find_number(object, root) && root < size(); }
 
     static bool find_number(nb::handle object, std::size_t& number) {
         if (!PyLong_CheckExact(object.ptr())) return false;
@@ -319,7 +380,7 @@ class PyGroup {
         return false;
     }
 
-    static bool matches(const Array& large, const Array& small, std::size_t factor, std::size_t) {
+    static bool matches(const Array& large, const Array& small, std::size_t factor) {
         return large.dtype == small.dtype && large.count == small.count * factor;
     }
 
@@ -444,6 +505,12 @@ NB_MODULE(_native, module) {
         .def("all_to_all", &PyGroup::all_to_all, nb::arg().none(), nb::arg().none())
         .def("broadcast", &PyGroup::broadcast, nb::arg().none(), nb::arg().none())
         .def("barrier", &PyGroup::barrier)
+        .def("scan", &PyGroup::scan, nb::arg().none(), nb::arg().none())
+        .def("reduce", &PyGroup::reduce, nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none())
+        .def("gather", &PyGroup::gather, nb::arg().none(), nb::arg().none(), nb::arg().none())
+        .def("scatter", &PyGroup::scatter, nb::arg().none(), nb::arg().none(), nb::arg().none())
+        .def("sendrecv", &PyGroup::sendrecv, nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(),
+             nb::arg().none())
         .def("send", &PyGroup::send, nb::arg().none(), nb::arg().none(), nb::arg().none())
         .def("recv", &PyGroup::recv, nb::arg().none(), nb::arg().none(), nb::arg().none())
         .def("post", &PyGroup::post)

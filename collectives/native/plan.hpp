@@ -94,11 +94,12 @@ struct Counts {
     }
 };
 
-inline std::size_t slice_size(std::size_t largest_block, std::size_t blocks, const Geometry& geometry) {
-    constexpr std::size_t smallest_piece = 16 * 1024;
-    const std::size_t total = largest_block * blocks;
-    std::size_t piece = transports::round_up(total / 8 + 1, smallest_piece);
-    piece = piece < geometry.piece_bytes ? piece : geometry.piece_bytes;
+// What one piece takes of each of `blocks` blocks. A quarter of the whole overlaps the copies of different ranks; pieces below
+// `smallest` cost more in waiting than they gain.
+inline std::size_t slice_size(std::size_t largest_block, std::size_t blocks, std::size_t smallest,
+                              const Geometry& geometry) {
+    const std::size_t quarter = transports::round_up(largest_block * blocks / 4 + 1, smallest);
+    const std::size_t piece = quarter < geometry.piece_bytes ? quarter : geometry.piece_bytes;
     const std::size_t slice = piece / blocks / 64 * 64;
     return slice > 0 ? slice : 64;
 }
@@ -206,13 +207,15 @@ inline Plan make_plan(Collective collective, std::size_t rank, std::size_t size,
     plan.in_slot = largest_offer <= geometry.slot_payload;
     if (plan.in_slot) return plan;
     std::size_t longest = largest;
+    std::size_t smallest_piece = 64 * 1024;
     if (collective == Collective::all_reduce) {
         blocks = size;
+        smallest_piece /= 2;  // it is waited for twice
         plan.shares = cut_into_shares(largest, size);
         longest = 0;
         for (const Share& share : plan.shares) longest = share.bytes > longest ? share.bytes : longest;
     }
-    plan.slice_bytes = slice_size(longest, blocks, geometry) / unit * unit;
+    plan.slice_bytes = slice_size(longest, blocks, smallest_piece, geometry) / unit * unit;
     plan.pieces = (longest + plan.slice_bytes - 1) / plan.slice_bytes;
     return plan;
 }

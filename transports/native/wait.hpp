@@ -81,7 +81,8 @@ class Patience {
         if (looks_ == policy_.spins + 1) {
             began_ = looked_ = now;
         }
-        if (now - began_ < yielding) {
+        // Counted, not timed: one yield may last as long as another process is given the processor.
+        if (looks_ <= policy_.spins + yields) {
             sched_yield();
         } else if (!asleep_) {
             asleep_ = true;
@@ -106,7 +107,7 @@ class Patience {
 
   private:
     using Clock = std::chrono::steady_clock;
-    static constexpr Clock::duration yielding = std::chrono::microseconds(200);
+    static constexpr unsigned yields = 2000;
     static constexpr Clock::duration shortest_sleep = std::chrono::microseconds(50);
     static constexpr Clock::duration longest_sleep = std::chrono::milliseconds(10);
     static constexpr Clock::duration looking = std::chrono::milliseconds(20);
