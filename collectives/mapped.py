@@ -56,7 +56,9 @@ class NoFastPath:
     def _decline(self, *_: object) -> bool:
         return False
 
-    all_reduce = all_gather = reduce_scatter = broadcast = reduce = gather = scatter = all_to_all = scan = barrier = _decline
+    all_reduce = all_gather = reduce_scatter = broadcast = reduce = gather = scatter = all_to_all = scan = barrier = (
+        _decline
+    )
     send = recv = sendrecv = _decline
 
 
@@ -86,7 +88,10 @@ class Mapped:
         backend = kernels.backend()
         self.native: Any = _native.Group(
             rank=rank,
-            members=[(heap.address, heap.address + board) for heap, board in zip(heaps, boards, strict=True)],
+            members=[
+                (heap.address, heap.address + board, transport.processes[member])
+                for heap, board, member in zip(heaps, boards, members, strict=True)
+            ],
             heap_bytes=transport.heap.mapping.size,
             ndarray=np.ndarray,
             type_numbers=[(dtype.num, dtypes.code(dtype)) for dtype in dtypes.DTYPES],

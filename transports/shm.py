@@ -8,6 +8,7 @@ serve whatever has no way over memory yet.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import secrets
@@ -37,12 +38,21 @@ class ShmTransport(TcpTransport):
     name = "shm"
 
     def __init__(
-        self, rank: int, size: int, connections: Connections, heap: SharedHeap, heaps: list[Mapping], cores: int
+        self,
+        rank: int,
+        size: int,
+        connections: Connections,
+        heap: SharedHeap,
+        heaps: list[Mapping],
+        cores: int,
+        processes: list[int],
     ) -> None:
         super().__init__(rank, size, connections)
         self.heap, self.heaps = heap, heaps
         self.cores: Final = cores
         """Cores that the ranks may run on, all of them together."""
+        self.processes: Final = processes
+        """Process ids by which the ranks can read each other's memory; zeros where the system does not let them."""
 
     def _send_failure(self, failure: Failure) -> None:
         for mapping in self.heaps:
@@ -70,7 +80,14 @@ def connect_shm(rank: int, size: int, connections: Connections, timeout: float) 
         reason = str(error)
     descriptors: list[int] = []
     try:
-        mine = {"reason": reason, "host": _host(), "cores": sorted(os.sched_getaffinity(0))}
+        probe = ctypes.create_string_buffer(secrets.token_hex(16).encode())
+        mine = {
+            "reason": reason,
+            "host": _host(),
+            "cores": sorted(os.sched_getaffinity(0)),
+            "process": os.getpid(),
+            "probe": [ctypes.addressof(probe), probe.value.decode()],
+        }
         places = _all_gather(rank, connections, mine, deadline)
         _check_places(places)
         assert heap is not None
@@ -81,9 +98,13 @@ def connect_shm(rank: int, size: int, connections: Connections, timeout: float) 
             ]
         except OSError as error:
             reason = f"rank {rank} cannot map the heaps of the others: {error.strerror}; see ulimit -v"
-        _check_places(_all_gather(rank, connections, {"reason": reason, "host": ""}, deadline))
+        reads = all(_can_read(place["process"], *place["probe"]) for place in places)
+        verdicts = _all_gather(rank, connections, {"reason": reason, "host": "", "reads": reads}, deadline)
+        _check_places(verdicts)
         cores = len({core for place in places for core in place["cores"]})
-        transport = ShmTransport(rank, size, connections, heap, heaps, cores)
+        reads = all(verdict["reads"] for verdict in verdicts)
+        processes = [place["process"] if reads else 0 for place in places]
+        transport = ShmTransport(rank, size, connections, heap, heaps, cores, processes)
         heap = None
         return transport
     finally:
@@ -100,6 +121,23 @@ def _host() -> str:
         return f"{boot}/{Path('/proc/self/ns/net').readlink()}"
     except OSError:
         return socket.gethostname()
+
+
+class _Piece(ctypes.Structure):
+    """An iovec."""
+
+    _fields_ = (("address", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+def _can_read(process: int, address: int, content: str) -> bool:
+    """Whether process_vm_readv finds `content` at an address of another process: see ptrace_scope in ptrace(2)."""
+    found = ctypes.create_string_buffer(len(content))
+    local, remote = _Piece(ctypes.addressof(found), len(content)), _Piece(address, len(content))
+    try:
+        count = ctypes.CDLL(None).process_vm_readv(process, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0)
+    except AttributeError:  # not Linux
+        return False
+    return count == len(content) and found.raw == content.encode()
 
 
 def _check_places(places: list[dict[str, Any]]) -> None:

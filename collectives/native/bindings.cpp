@@ -7,6 +7,7 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #define NPY_NO_DEPRECATED_API NPY_1_7_API_VERSION
@@ -18,6 +19,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "board.hpp"
@@ -88,12 +90,12 @@ nb::bytes to_bytes(const Label& label) { return nb::bytes(reinterpret_cast<const
 
 class PyGroup {
   public:
-    PyGroup(std::size_t rank, const std::vector<std::pair<std::uintptr_t, std::uintptr_t>>& members,
+    PyGroup(std::size_t rank, const std::vector<std::tuple<std::uintptr_t, std::uintptr_t, int>>& members,
             std::size_t heap_bytes, Setting setting)
         : setting_(std::move(setting)) {
         std::vector<Member> mapped;
-        for (const auto& [heap, board] : members) {
-            mapped.push_back({reinterpret_cast<std::byte*>(heap), reinterpret_cast<std::byte*>(board)});
+        for (const auto& [heap, board, process] : members) {
+            mapped.push_back({reinterpret_cast<std::byte*>(heap), reinterpret_cast<std::byte*>(board), process});
         }
         const std::byte* own = mapped[rank].heap;
         group_ = std::make_shared<Group>(Board(rank, std::move(mapped), Geometry{members.size()}),
@@ -167,7 +169,8 @@ class PyGroup {
         std::size_t root = 0;
         if (!find_root(root_object, root) || !find(x, array)) return false;
         const bool leads = root == board().rank();
-        if (leads && (!find(out, target) || !matches(target, array, size()) || !apart_or_at(target, array, root))) return false;
+        if (leads && (!find(out, target) || !matches(target, array, size()) || !apart_or_at(target, array, root)))
+            return false;
         return run_fast(Collective::gather, array.dtype, 0, root, array.count, array.data, target.data);
     }
 
@@ -176,7 +179,8 @@ class PyGroup {
         std::size_t root = 0;
         if (!find_root(root_object, root) || !find(out, target)) return false;
         const bool leads = root == board().rank();
-        if (leads && (!find(x, array) || !matches(array, target, size()) || !apart_or_at(array, target, root))) return false;
+        if (leads && (!find(x, array) || !matches(array, target, size()) || !apart_or_at(array, target, root)))
+            return false;
         return run_fast(Collective::scatter, target.dtype, 0, root, target.count, array.data, target.data);
     }
 
@@ -300,7 +304,8 @@ class PyGroup {
     std::shared_ptr<Message> make_message(nb::handle x, nb::handle peer, nb::handle tag, bool sends) const {
         Array array;
         std::size_t rank = 0, number = 0;
-        if (!group_->usable() || !find(x, array) || !find_number(peer, rank) || !find_number(tag, number)) return nullptr;
+        if (!group_->usable() || !find(x, array) || !find_number(peer, rank) || !find_number(tag, number))
+            return nullptr;
         if (rank >= size() || rank == board().rank() || number > 0xFFFFFFFFu) return nullptr;
         auto message = std::make_shared<Message>();
         message->sends = sends;
@@ -486,9 +491,10 @@ NB_MODULE(_native, module) {
     nb::class_<PyGroup>(module, "Group")
         .def(
             "__init__",
-            [](PyGroup* self, std::size_t rank, const std::vector<std::pair<std::uintptr_t, std::uintptr_t>>& members,
-               std::size_t heap_bytes, nb::object ndarray, std::vector<std::pair<int, int>> type_numbers,
-               nb::list operations, std::vector<int> operation_codes, nb::object look, nb::object mismatch,
+            [](PyGroup* self, std::size_t rank,
+               const std::vector<std::tuple<std::uintptr_t, std::uintptr_t, int>>& members, std::size_t heap_bytes,
+               nb::object ndarray, std::vector<std::pair<int, int>> type_numbers, nb::list operations,
+               std::vector<int> operation_codes, nb::object look, nb::object mismatch,
                const std::string& instruction_set, unsigned spins) {
                 Setting setting{
                     std::move(ndarray),  std::move(type_numbers), {},   std::move(operation_codes), std::move(look),

@@ -52,10 +52,18 @@ struct Message : Pending {
 
 class Messages {
   public:
-    Messages(Board& board, Traffic& traffic, HeapRange heap) : traffic_(traffic), heap_(heap) {
+    Messages(Board& board, Traffic& traffic, HeapRange heap)
+        : traffic_(traffic), heap_(heap), readable_(board.self().process != 0) {
         for (std::size_t peer = 0; peer < board.size(); ++peer) {
             const std::byte* const their_heap = board.member(peer).heap;
-            links_.push_back({PipeWriter(board, peer), PipeReader(board, peer), their_heap, {}, {}, {}, {}});
+            links_.push_back({PipeWriter(board, peer),
+                              PipeReader(board, peer),
+                              their_heap,
+                              board.member(peer).process,
+                              {},
+                              {},
+                              {},
+                              {}});
         }
     }
 
@@ -70,11 +78,15 @@ class Messages {
 
     // Moves every message as far as it goes now. `mismatch`: a message does not fit its receive; see `differing`.
     Progress step() {
-        bool moved = false;
+        bool moved = false, sending = false;
         for (Link& link : links_) {
-            while (!link.sends.empty() && step_send(link, *link.sends.front(), moved))
+            while (!link.sends.empty() && step_send(link, *link.sends.front(), moved)) {
                 finish(link.sends, link.sends.begin());
-            while (!link.receives.empty() && step_receive(link, moved)) {
+            }
+            sending = sending || !link.sends.empty();
+        }
+        for (Link& link : links_) {
+            while ((sending || !link.receives.empty()) && step_receive(link, moved)) {
             }
             if (differing_ != nullptr) return Progress::mismatch;
         }
@@ -85,16 +97,19 @@ class Messages {
     const Label& their_label() const { return their_label_; }
 
   private:
-    // From how many bytes on an array in the heap is lent instead of being copied through the pipe.
-    static constexpr std::size_t lent_from = 16 * 1024;
+    // From how many bytes on an array is lent instead of being copied through the pipe.
+    static constexpr std::size_t heap_from = 16 * 1024;
+    static constexpr std::size_t process_from = 32 * 1024;
     static constexpr std::size_t chunk_bytes = 32 * 1024;
 
     struct Header {
         Label label;
         std::uint32_t tag;
-        std::uint32_t lent;
+        std::uint32_t offer;  // an Offer; staged: the bytes follow
         std::uint64_t bytes;
-        std::uint64_t offset;
+        std::uint64_t address;
+
+        bool lent() const { return static_cast<Offer>(offer) != Offer::staged; }
     };
 
     // A message that nobody had asked for when it came.
@@ -109,6 +124,7 @@ class Messages {
         PipeWriter writer;
         PipeReader reader;
         const std::byte* heap;
+        pid_t process;  // 0: its memory cannot be read
         Queue sends, receives;
         std::list<Kept> kept;
         std::shared_ptr<Message> arriving;  // the receive whose message is coming in
@@ -122,14 +138,33 @@ class Messages {
         --pending_;
     }
 
+    Header header_of(const Message& message) const {
+        Header header{message.label, message.tag, static_cast<std::uint32_t>(Offer::staged), message.bytes, 0};
+        if (message.bytes >= heap_from && heap_.holds(message.data, message.bytes)) {
+            header.offer = static_cast<std::uint32_t>(Offer::in_heap);
+            header.address = static_cast<std::uint64_t>(message.data - heap_.begin);
+        } else if (message.bytes >= process_from && readable_) {
+            header.offer = static_cast<std::uint32_t>(Offer::in_process);
+            header.address = reinterpret_cast<std::uintptr_t>(message.data);
+        }
+        return header;
+    }
+
+    // Copies a lent message; false when its sender has ended.
+    static bool read_lent(const Link& link, const Header& header, std::byte* target) {
+        if (static_cast<Offer>(header.offer) == Offer::in_process) {
+            return transports::read_process(link.process, header.address, target, header.bytes);
+        }
+        std::memcpy(target, link.heap + header.address, header.bytes);
+        return true;
+    }
+
     // Whether the message is wholly gone.
     bool step_send(Link& link, Message& message, bool& moved) {
         if (!message.begun) {
             if (link.writer.room(sizeof(Header)) < sizeof(Header)) return false;
-            const bool lent = message.bytes >= lent_from && heap_.holds(message.data, message.bytes);
-            const Header header{message.label, message.tag, lent ? 1u : 0u, message.bytes,
-                                lent ? static_cast<std::uint64_t>(message.data - heap_.begin) : 0};
-            if (!lent && message.bytes <= small_message &&
+            const Header header = header_of(message);
+            if (!header.lent() && message.bytes <= small_message &&
                 link.writer.room(sizeof header + message.bytes) >= sizeof header + message.bytes) {
                 std::byte together[sizeof header + small_message];
                 std::memcpy(together, &header, sizeof header);
@@ -142,7 +177,7 @@ class Messages {
             link.writer.try_send(std::as_bytes(std::span(&header, 1)));
             message.begun = moved = true;
             message.end = link.writer.written();
-            if (lent) {
+            if (header.lent()) {
                 message.moved = message.bytes;
                 traffic_.sent[message.peer] += message.bytes;
             } else {
@@ -180,26 +215,25 @@ class Messages {
         link.reader.peek(reinterpret_cast<std::byte*>(&header), sizeof header);
         const auto wanted = std::find_if(link.receives.begin(), link.receives.end(),
                                          [&](const auto& receive) { return receive->tag == header.tag; });
-        moved = true;
         if (wanted == link.receives.end()) {
-            link.kept.push_back({header, std::vector<std::byte>(header.bytes)});
+            Kept kept{header, std::vector<std::byte>(header.bytes)};
+            if (header.lent() && !read_lent(link, header, kept.data.data())) return false;
+            link.kept.push_back(std::move(kept));
             link.keeping = &link.kept.back();
-            link.kept_so_far = 0;
-            if (header.lent != 0) {
-                std::memcpy(link.keeping->data.data(), link.heap + header.offset, header.bytes);
-                link.kept_so_far = header.bytes;
-            }
+            link.kept_so_far = header.lent() ? header.bytes : 0;
             link.reader.advance(sizeof header);
+            moved = true;
             return fill_kept(link, moved);
         }
         if (!fits(*wanted, header)) return false;
-        link.arriving = *wanted;
-        if (header.lent != 0) {
-            std::memcpy(link.arriving->data, link.heap + header.offset, header.bytes);
-            link.arriving->moved = header.bytes;
-            traffic_.received[link.arriving->peer] += header.bytes;
+        if (header.lent()) {
+            if (!read_lent(link, header, (*wanted)->data)) return false;
+            (*wanted)->moved = header.bytes;
+            traffic_.received[(*wanted)->peer] += header.bytes;
         }
+        link.arriving = *wanted;
         link.reader.advance(sizeof header);
+        moved = true;
         return fill_receive(link, moved);
     }
 
@@ -250,6 +284,7 @@ class Messages {
 
     Traffic& traffic_;
     HeapRange heap_;
+    bool readable_;  // whether the other ranks may read our memory
     std::vector<Link> links_;
     std::size_t pending_ = 0;
     std::shared_ptr<Message> differing_;

@@ -13,9 +13,9 @@
 
 namespace collectives::engine {
 
+using transports::Address;
 using transports::Board;
 using transports::Counters;
-using transports::HeapAddress;
 using transports::Offer;
 using transports::Slot;
 
@@ -81,6 +81,9 @@ class Operation {
     }
 
   private:
+    // From how many bytes a block is read from the other process rather than staged: below, the system call costs more.
+    static constexpr std::size_t read_from = 32 * 1024;
+
     bool by_owners() const { return !plan_.shares.empty(); }
 
     void enter() {
@@ -96,7 +99,12 @@ class Operation {
             }
         } else if (offers_ && heap_.holds(input_, plan_.input_bytes) && can_lend()) {
             offer = Offer::in_heap;
-            const HeapAddress address{static_cast<std::uint64_t>(input_ - heap_.begin)};
+            const Address address{static_cast<std::uint64_t>(input_ - heap_.begin)};
+            std::memcpy(own.payload, &address, sizeof address);
+        } else if (offers_ && board_.self().process != 0 && plan_.reduction.fold == nullptr && can_lend() &&
+                   plan_.largest_block >= read_from) {
+            offer = Offer::in_process;
+            const Address address{reinterpret_cast<std::uintptr_t>(input_)};
             std::memcpy(own.payload, &address, sizeof address);
         }
         offer_ = offer;
@@ -208,8 +216,7 @@ class Operation {
             }
             if (taken_ < plan_.pieces) {
                 if (sources_ready()) {
-                    take_in();
-                    now = true;
+                    now = take_in() || now;
                 } else if (differs_) {
                     return Progress::mismatch;
                 }
@@ -218,7 +225,7 @@ class Operation {
             moved = true;
         }
         if (produced_ == plan_.pieces && taken_ == plan_.pieces) {
-            const bool lent = offers_ && offer_ == Offer::in_heap;
+            const bool lent = offers_ && offer_ != Offer::staged;
             if (!lent || board_.all_reached(&Counters::consumed, first_ + plan_.pieces)) return Progress::done;
         }
         return moved ? Progress::moved : Progress::blocked;
@@ -252,17 +259,23 @@ class Operation {
         return true;
     }
 
+    Address address_at(std::size_t source) const {
+        Address address;
+        std::memcpy(&address, board_.slot(source, call_).payload, sizeof address);
+        return address;
+    }
+
+    // Where the piece to be taken next lies; in our memory, whatever it is offered by.
     const std::byte* source_of(const Pull& pull) const {
         if (pull.source == board_.rank()) return input_ + pull.offset + slice_begin(taken_);
         if (board_.offer(pull.source, call_) == Offer::in_heap) {
-            HeapAddress address;
-            std::memcpy(&address, board_.slot(pull.source, call_).payload, sizeof address);
-            return board_.member(pull.source).heap + address.offset + pull.offset + slice_begin(taken_);
+            return board_.member(pull.source).heap + address_at(pull.source).offset + pull.offset + slice_begin(taken_);
         }
         return board_.staging(pull.source, first_ + taken_) + pull.index * plan_.slice_bytes;
     }
 
-    void take_in() {
+    // Whether the piece could be taken: a process that has ended cannot be read.
+    bool take_in() {
         if (plan_.reduction.fold != nullptr) {
             const std::size_t length = slice_length(taken_, plan_.output_bytes);
             sources_.clear();
@@ -274,15 +287,23 @@ class Operation {
         } else {
             for (const Pull& pull : plan_.pulls) {
                 const std::size_t length = slice_length(taken_, pull.bytes);
-                const std::byte* const source = source_of(pull);
+                if (length == 0) continue;
                 std::byte* const target = output_ + pull.out + slice_begin(taken_);
-                if (length == 0 || source == target) continue;
-                std::memcpy(target, source, length);
-                if (pull.source != board_.rank()) traffic_.received[pull.source] += length;
+                const bool own = pull.source == board_.rank();
+                if (!own && board_.offer(pull.source, call_) == Offer::in_process) {
+                    const std::uint64_t address = address_at(pull.source).offset + pull.offset + slice_begin(taken_);
+                    if (!transports::read_process(board_.member(pull.source).process, address, target, length))
+                        return false;
+                } else {
+                    const std::byte* const source = source_of(pull);
+                    if (source != target) std::memcpy(target, source, length);
+                }
+                if (!own) traffic_.received[pull.source] += length;
             }
         }
         ++taken_;
         board_.advance(&Counters::consumed, first_ + taken_);
+        return true;
     }
 
     Progress reduce_by_owners() {
@@ -318,9 +339,7 @@ class Operation {
         const Share own = plan_.shares[rank];
         std::vector<std::byte*> arrays(board_.size());
         for (std::size_t peer = 0; peer < board_.size(); ++peer) {
-            HeapAddress address;
-            std::memcpy(&address, board_.slot(peer, call_).payload, sizeof address);
-            arrays[peer] = board_.member(peer).heap + address.offset + own.offset;
+            arrays[peer] = board_.member(peer).heap + address_at(peer).offset + own.offset;
         }
         sources_.resize(board_.size());
         for (std::size_t begin = 0; begin < own.bytes; begin += block_bytes) {

@@ -68,6 +68,7 @@ struct Plan {
     Reduction reduction;
     std::size_t input_bytes = 0;
     std::size_t output_bytes = 0;
+    std::size_t largest_block = 0;  // bytes, of all blocks of all ranks
     std::vector<Offered> offered;
     std::vector<Pull> pulls;
     bool in_slot = false;         // every offer fits into a slot
@@ -94,8 +95,8 @@ struct Counts {
     }
 };
 
-// What one piece takes of each of `blocks` blocks. A quarter of the whole overlaps the copies of different ranks; pieces below
-// `smallest` cost more in waiting than they gain.
+// What one piece takes of each of `blocks` blocks. A quarter of the whole overlaps the copies of different ranks;
+// pieces below `smallest` cost more in waiting than they gain.
 inline std::size_t slice_size(std::size_t largest_block, std::size_t blocks, std::size_t smallest,
                               const Geometry& geometry) {
     const std::size_t quarter = transports::round_up(largest_block * blocks / 4 + 1, smallest);
@@ -203,6 +204,7 @@ inline Plan make_plan(Collective collective, std::size_t rank, std::size_t size,
         plan.pulls = turned;
     }
     const std::size_t largest = counts.largest() * unit;
+    plan.largest_block = largest;
     const std::size_t largest_offer = blocks == 1 ? largest : everything;
     plan.in_slot = largest_offer <= geometry.slot_payload;
     if (plan.in_slot) return plan;

@@ -1,5 +1,7 @@
 // The engine's state machines under a simulator, which steps the ranks of a job in an order drawn from a seed, and the
 // same calls on real threads. Exits with 1 and says which seed when anything differs from what the specification wants.
+#include <unistd.h>
+
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -38,9 +40,10 @@ Geometry small_geometry(std::size_t ranks) {
 // The memory of all ranks of a job: a doorbell, a board, and room for arrays that lie in the heap.
 class Memory {
   public:
-    static constexpr std::size_t doorbell = 4096, arrays = 1 << 16;
+    static constexpr std::size_t doorbell = 4096, arrays = 1 << 19;
 
-    explicit Memory(std::size_t ranks) : geometry_(small_geometry(ranks)) {
+    // `readable`: ranks read each other's memory by system calls, here their own.
+    Memory(std::size_t ranks, bool readable) : geometry_(small_geometry(ranks)), readable_(readable) {
         bytes_ = transports::round_up(doorbell + geometry_.bytes() + arrays, 4096);
         for (std::size_t rank = 0; rank < ranks; ++rank) {
             void* const heap = std::aligned_alloc(4096, bytes_);
@@ -51,7 +54,8 @@ class Memory {
 
     Board board(std::size_t rank) const {
         std::vector<Member> members;
-        for (const auto& heap : heaps_) members.push_back({heap.get(), heap.get() + doorbell});
+        for (const auto& heap : heaps_)
+            members.push_back({heap.get(), heap.get() + doorbell, readable_ ? getpid() : 0});
         return Board(rank, members, geometry_);
     }
     HeapRange range(std::size_t rank) const { return {heaps_[rank].get(), heaps_[rank].get() + bytes_}; }
@@ -63,6 +67,7 @@ class Memory {
 
   private:
     Geometry geometry_;
+    bool readable_;
     std::size_t bytes_;
     std::vector<std::unique_ptr<std::byte, void (*)(void*)>> heaps_;
 };
@@ -76,7 +81,7 @@ struct Shape {
 };
 
 Shape draw_shape(Random& random, std::size_t ranks, std::size_t number) {
-    constexpr std::size_t counts[] = {0, 1, 5, 16, 17, 100, 257, 1000};
+    constexpr std::size_t counts[] = {0, 1, 5, 16, 17, 100, 257, 1000, 9000};
     Shape shape{static_cast<Collective>(below(random, collective_count)),
                 counts[below(random, std::size(counts))],
                 below(random, ranks),
@@ -179,7 +184,7 @@ std::vector<Shape> draw_shapes(Random& random, std::size_t ranks, std::size_t ca
 bool simulate(std::uint64_t seed) {
     Random random(seed);
     const std::size_t ranks = 1 + below(random, 6), calls = 40;
-    const Memory memory(ranks);
+    const Memory memory(ranks, random() % 2 == 0);
     const std::vector<Shape> shapes = draw_shapes(random, ranks, calls);
     struct Rank {
         Board board;
@@ -235,7 +240,7 @@ bool simulate(std::uint64_t seed) {
 bool finds_mismatch(std::uint64_t seed) {
     Random random(seed);
     const std::size_t ranks = 2 + below(random, 4);
-    const Memory memory(ranks);
+    const Memory memory(ranks, random() % 2 == 0);
     const std::size_t odd = below(random, ranks);
     std::vector<std::unique_ptr<Board>> boards;
     std::vector<std::unique_ptr<Part>> parts;
@@ -262,7 +267,7 @@ bool finds_mismatch(std::uint64_t seed) {
 // Messages between two ranks, with tags, received in another order than sent.
 bool exchanges_messages(std::uint64_t seed) {
     Random random(seed);
-    const Memory memory(2);
+    const Memory memory(2, random() % 2 == 0);
     struct Sent {
         std::uint32_t tag;
         std::vector<Element> data;
@@ -349,7 +354,7 @@ struct SilentHost {
 bool run_threads(std::uint64_t seed) {
     Random random(seed);
     const std::size_t ranks = 2 + below(random, 3), calls = 60;
-    const Memory memory(ranks);
+    const Memory memory(ranks, random() % 2 == 0);
     const std::vector<Shape> shapes = draw_shapes(random, ranks, calls);
     std::vector<char> right(ranks, 1);
     std::vector<std::shared_ptr<Group>> groups;

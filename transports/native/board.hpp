@@ -10,6 +10,10 @@
 // … only look.
 #pragma once
 
+#include <sys/types.h>
+#include <sys/uio.h>
+
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -27,12 +31,13 @@ constexpr std::size_t round_up(std::size_t value, std::size_t step) { return (va
 
 // How a rank offers the input of a call.
 enum class Offer : std::uint64_t {
-    in_slot = 0,  // all of it lies in the slot
-    staged = 1,   // piece by piece through the staging ring
-    in_heap = 2,  // in place: the slot holds a HeapAddress
+    in_slot = 0,     // all of it lies in the slot
+    staged = 1,      // piece by piece through the staging ring
+    in_heap = 2,     // where it is, in the heap: the slot holds its Address there
+    in_process = 3,  // where it is, in the process, which the others may read: the slot holds its Address
 };
 
-struct HeapAddress {
+struct Address {
     std::uint64_t offset;
 };
 
@@ -84,10 +89,25 @@ struct Geometry {
 struct Member {
     std::byte* heap = nullptr;
     std::byte* board = nullptr;
+    pid_t process = 0;  // 0: its memory cannot be read from here
 
     Doorbell& door() const { return *reinterpret_cast<Doorbell*>(heap); }
     Counters& counters() const { return *reinterpret_cast<Counters*>(board); }
 };
+
+// Copies from the memory of another process; false when it does not let us, or has ended.
+inline bool read_process(pid_t process, std::uint64_t address, std::byte* target, std::size_t length) {
+    while (length > 0) {
+        iovec local{target, length};
+        iovec remote{reinterpret_cast<void*>(address), length};  // NOLINT: an address of the other process
+        const ssize_t count = process_vm_readv(process, &local, 1, &remote, 1, 0);
+        if (count <= 0) return false;
+        address += static_cast<std::uint64_t>(count);
+        target += count;
+        length -= static_cast<std::size_t>(count);
+    }
+    return true;
+}
 
 class Board {
   public:
