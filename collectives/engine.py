@@ -109,9 +109,9 @@ class Engine:
             if execution.call.collective != "send/recv":
                 self.transport.expect(execution.channel, execution.label)
             self.active.append(execution)
-            for index in execution.plan.local:
-                if execution.waits[index] == 0:
-                    self._run_local(execution, index)
+            # Chosen before any has run: those that become ready meanwhile are run by `_complete`.
+            for index in [index for index in execution.plan.local if execution.waits[index] == 0]:
+                self._run_local(execution, index)
             self._advance(execution)
 
     def poll(self, execution: Execution) -> bool:
@@ -237,19 +237,39 @@ class Engine:
 
     def _run_local(self, execution: Execution, index: int) -> None:
         task = execution.plan.tasks[index]
-        source, target = execution.view(task.source), execution.view(task.target)
-        if task.kind is Kind.COPY:
-            target[:] = source
-        else:
-            assert execution.op is not None
-            kernels.reduce(execution.op, target, source, target)
+        _LOCAL[task.kind](execution, task)
         self._complete(execution, index)
+
+
+def _copy(execution: Execution, task: Task) -> None:
+    execution.view(task.target)[:] = execution.view(task.source)
+
+
+def _reduce(execution: Execution, task: Task) -> None:
+    target = execution.view(task.target)
+    assert execution.op is not None
+    kernels.reduce(execution.op, target, execution.view(task.source), target)
+
+
+def _fold(execution: Execution, task: Task) -> None:
+    assert execution.op is not None and task.source is not None
+    memory, first = execution.arrays[task.source.buffer], task.source
+    starts = range(first.start, first.start + task.contributions * task.stride, task.stride)
+    length = first.stop - first.start
+    inputs = [memory[start : start + length] for start in starts]
+    kernels.reduce_many(execution.op, inputs, execution.view(task.target))
 
 
 _POST: Final[dict[Kind, Callable[[Engine, Execution, int, int], bool]]] = {
     Kind.SEND: Engine._post_send,
     Kind.RECV: Engine._post_recv,
     Kind.RECV_REDUCE: Engine._post_recv_reduce,
+}
+
+_LOCAL: Final[dict[Kind, Callable[[Execution, Task], None]]] = {
+    Kind.COPY: _copy,
+    Kind.REDUCE: _reduce,
+    Kind.FOLD: _fold,
 }
 
 

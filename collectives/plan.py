@@ -38,6 +38,9 @@ class Task:
     step: int
     waits: int
     dependents: tuple[int, ...]
+    contributions: int = 1
+    """Of a fold: how many spans it reads; `source` is the first, every other begins `stride` elements after the last."""
+    stride: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +67,20 @@ class _Layout:
         in_place: bool,
     ) -> None:
         self.slice_elements = slice_elements
-        mirrored = input_counts if schedule.scratch_like == "in" else output_counts
-        counts = {"in": input_counts, "out": output_counts, "tmp": mirrored}
+        counts = {"in": input_counts, "out": output_counts}
         self.offsets = {buffer: _chunk_offsets(blocks, schedule.pieces) for buffer, blocks in counts.items()}
+        scratch = (self.elements(ref) for ref in schedule.scratch(rank))
+        self.offsets["tmp"] = list(accumulate(scratch, initial=0))
         self.shift: int | None = None
         shared = COLLECTIVES[schedule.collective].in_place(schedule.size, rank, schedule.root) if in_place else None
         if shared is not None:
             first_output, first_input = (block * schedule.pieces for block in shared)
             self.shift = self.offsets["out"][first_output] - self.offsets["in"][first_input]
+
+    def elements(self, ref: Ref) -> int:
+        """How many elements the reference stands for."""
+        offsets = self.offsets[ref.buffer]
+        return offsets[ref.chunk + ref.count] - offsets[ref.chunk]
 
     def slices(self, ref: Ref) -> Iterator[tuple[Span, list[Cell]]]:
         """The reference cut into slices; neighbouring chunks smaller than a slice go together."""
@@ -114,6 +123,11 @@ def compile_plan(
     A block of n elements is cut into `schedule.pieces` chunks, the first n mod pieces of which have one element more; empty
     chunks cost nothing. `in_place`: input and output share memory as the collective's spec says.
     """
+    if schedule.even and len({*input_counts, *output_counts}) > 1:
+        raise ValueError(
+            f"{schedule.collective} by {schedule.algorithm} needs blocks of equal counts, "
+            f"got {tuple(input_counts)} and {tuple(output_counts)}"
+        )
     layout = _Layout(schedule, rank, input_counts, output_counts, slice_elements, in_place)
     drafts: list[tuple[Instruction, Span | None, Span | None, int]] = []
     waits: list[set[int]] = []
@@ -141,19 +155,27 @@ def compile_plan(
         for needed in needs:
             dependents[needed].append(task)
     tasks = tuple(
-        Task(instruction.kind, instruction.peer, source, target, step, len(waits[task]), tuple(dependents[task]))
+        Task(
+            instruction.kind, instruction.peer, source, target, step, len(waits[task]), tuple(dependents[task]),
+            *_contributions(layout, instruction),
+        )
         for task, (instruction, source, target, step) in enumerate(drafts)
-    )
-    scratch = [
-        span.stop for task in tasks for span in (task.source, task.target) if span is not None and span.buffer == "tmp"
-    ]
+    )  # fmt: skip
     return Plan(
         tasks,
         _by_peer(tasks, (Kind.SEND,)),
         _by_peer(tasks, (Kind.RECV, Kind.RECV_REDUCE)),
         tuple(index for index, task in enumerate(tasks) if task.peer is None),
-        max(scratch, default=0),
+        layout.offsets["tmp"][-1],
     )
+
+
+def _contributions(layout: _Layout, instruction: Instruction) -> tuple[int, int]:
+    """How many spans the instruction reads, and the distance between them."""
+    if instruction.kind is not Kind.FOLD:
+        return 1, 0
+    assert instruction.source is not None and instruction.target is not None
+    return instruction.source.count, layout.elements(instruction.target)
 
 
 def _paired_slices(
@@ -166,6 +188,12 @@ def _paired_slices(
         yield from ((None, [], span, cells) for span, cells in targets)
     elif targets is None:
         yield from ((span, cells, None, []) for span, cells in sources)
+    elif instruction.kind is Kind.FOLD:
+        assert instruction.source is not None
+        buffer, first, count = instruction.source.buffer, instruction.source.chunk, instruction.source.count
+        chunks = (layout.slices(Ref(buffer, chunk)) for chunk in range(first, first + count))
+        for (target, written), *parts in zip(targets, *chunks, strict=True):
+            yield parts[0][0], [cell for _, cells in parts for cell in cells], target, written
     else:
         for (source, read), (target, written) in zip(sources, targets, strict=True):
             yield source, read, target, written

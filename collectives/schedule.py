@@ -11,7 +11,7 @@ chunks, and `Ref("out", 3)` is chunk 3. So one schedule serves any number of ele
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
@@ -28,6 +28,7 @@ class Kind(Enum):
     RECV_REDUCE = "recv_reduce"
     COPY = "copy"
     REDUCE = "reduce"
+    FOLD = "fold"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Ref:
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """One thing that a rank does; make it with `send`, `recv`, `recv_reduce`, `copy` or `reduce`."""
+    """One thing that a rank does; make it with `send`, `recv`, `recv_reduce`, `copy`, `reduce` or `fold`."""
 
     kind: Kind
     peer: int | None
@@ -64,6 +65,8 @@ class Instruction:
                 return f"{self.target} = {self.source}"
             case Kind.REDUCE:
                 return f"{self.target} ⊕= {self.source}"
+            case Kind.FOLD:
+                return f"{self.target} = ⊕ {self.source}"
 
     def references(self) -> tuple[Ref, ...]:
         """The chunks that it reads or writes."""
@@ -95,15 +98,28 @@ def reduce(source: Ref, target: Ref) -> Instruction:
     return Instruction(Kind.REDUCE, None, source, target)
 
 
+def fold(source: Ref, target: Ref) -> Instruction:
+    """`target` = the chunks of `source` reduced from the first to the last, on this rank; all are as large as `target`.
+
+    16-bit floats are rounded once, at the end, which no sequence of `reduce` can do.
+    """
+    return Instruction(Kind.FOLD, None, source, target)
+
+
 Row = tuple[Instruction, ...]
 Program = tuple[Row, ...]
+
+
+def _no_scratch(rank: int) -> Sequence[Ref]:
+    return ()
 
 
 @dataclass(frozen=True)
 class Schedule:
     """The programs of all ranks of one collective; `program(rank)` makes one when it is asked for, and keeps it.
 
-    `pieces` is the number of chunks that every block is cut into; chunk i of `tmp` is as large as chunk i of `scratch_like`.
+    `pieces` is the number of chunks that every block is cut into; chunk i of a rank's `tmp` is as large as the chunk
+    `scratch(rank)[i]` of its `in` or `out`. With `even` all blocks must have the same element count.
     """
 
     collective: str
@@ -112,7 +128,8 @@ class Schedule:
     make_program: Callable[[int], Iterable[Row]] = field(repr=False, compare=False)
     root: int = 0
     pieces: int = 1
-    scratch_like: Literal["in", "out"] = "in"
+    scratch: Callable[[int], Sequence[Ref]] = field(default=_no_scratch, repr=False, compare=False)
+    even: bool = False
 
     @cached_property
     def _programs(self) -> dict[int, Program]:

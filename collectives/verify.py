@@ -3,7 +3,8 @@
 The schedule is run on symbols, strictly: rows one after the other, a message done when sender and receiver have met. Every
 chunk holds a reduction tree over contributions, so that the proof counts each contribution (a union would hide one that is
 added twice) and sees the order of reduction: two ranks that end with the same chunk must have reduced it in the same order,
-up to swapping the two sides of an addition, which is what makes results bit-identical on all ranks.
+up to swapping the two sides of an addition, which is what makes results bit-identical on all ranks. A fold is a node of its
+own kind, because it rounds once; the proof says whether every result is the fold of its contributions in rank order.
 
 Found, with rank, step and chunk: wrong, missing, doubled contributions; chunks read before they are written; two writes, or
 a read and a write, of one chunk in one row; writes to the caller's input; messages that nobody receives or sends; deadlock;
@@ -13,6 +14,7 @@ sizes that do not fit when blocks are uneven.
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from collectives.algorithms import Algorithm
@@ -34,6 +36,8 @@ class Proof:
     """Chunks sent by each rank; times the chunk's bytes, the traffic."""
     steps: int
     """Rows of the longest program."""
+    rank_ordered: bool
+    """Whether every result is one fold of its contributions in the order of the ranks, whatever the sizes."""
 
 
 class _Values:
@@ -50,6 +54,16 @@ class _Values:
         key = frozenset((left, right)) if left != right else (left, right)
         if key not in self._numbers:
             return self._number(key, self._contributions[left] + self._contributions[right])
+        return self._numbers[key]
+
+    def folded(self, values: Sequence[int]) -> int:
+        if len(values) == 1:
+            return values[0]
+        if len(values) == 2:
+            return self.reduced(values[0], values[1])
+        key = ("fold", tuple(values))
+        if key not in self._numbers:
+            return self._number(key, sum((self._contributions[value] for value in values), Counter()))
         return self._numbers[key]
 
     def contributions(self, value: int) -> Counter[tuple[int, int, int]]:
@@ -94,6 +108,8 @@ class _Run:
         self.receives: dict[tuple[int, int], deque[_Message]] = {}
         self.messages = 0
         self.chunks_sent = [0] * schedule.size
+        self.rank_ordered = True
+        self.scratch = [tuple(schedule.scratch(rank)) for rank in range(schedule.size)]
         for rank, state in enumerate(self.ranks):
             for block in range(self.spec.input_blocks(schedule.size, rank, schedule.root)):
                 for piece in range(schedule.pieces):
@@ -112,24 +128,22 @@ class _Run:
         return (buffer, chunk)
 
     def blocks(self, rank: int, buffer: str) -> int:
-        count = self.spec.input_blocks if self._real(buffer) == "in" else self.spec.output_blocks
+        count = self.spec.input_blocks if buffer == "in" else self.spec.output_blocks
         return count(self.schedule.size, rank, self.schedule.root)
 
     def size(self, rank: int, buffer: str, chunk: int) -> tuple[SizeKey, int]:
+        if buffer == "tmp":
+            like = self.scratch[rank][chunk]
+            return self.size(rank, like.buffer, like.chunk)
         block, piece = divmod(chunk, self.schedule.pieces)
-        key = self.spec.input_size if self._real(buffer) == "in" else self.spec.output_size
-        return key(rank, block), piece
-
-    def _real(self, buffer: str) -> str:
-        return self.schedule.scratch_like if buffer == "tmp" else buffer
+        key = self.spec.input_size if buffer == "in" else self.spec.output_size
+        return () if self.schedule.even else key(rank, block), piece
 
     def chunks(self, rank: int, step: int, ref: Ref) -> list[Location]:
-        if (
-            ref.count < 1
-            or ref.chunk < 0
-            or ref.chunk + ref.count > self.blocks(rank, ref.buffer) * self.schedule.pieces
-        ):
+        available = len(self.scratch[rank])
+        if ref.buffer != "tmp":
             available = self.blocks(rank, ref.buffer) * self.schedule.pieces
+        if ref.count < 1 or ref.chunk < 0 or ref.chunk + ref.count > available:
             raise ScheduleError(f"the buffer has {available} chunks here", rank, step, str(ref))
         return [self.locate(rank, ref.buffer, chunk) for chunk in range(ref.chunk, ref.chunk + ref.count)]
 
@@ -156,10 +170,12 @@ class _Run:
             step, source, target, peer = state.step, instruction.source, instruction.target, instruction.peer
             if peer is not None and (peer == rank or not 0 <= peer < self.schedule.size):
                 raise ScheduleError(f"there is no peer {peer} for this rank", rank, step, str(source or target))
-            if source is not None and target is not None and self.sizes(rank, source) != self.sizes(rank, target):
-                raise ScheduleError(
-                    f"{source} and {target} differ in size when blocks are uneven", rank, step, str(target)
-                )
+            if source is not None and target is not None:
+                copies = source.count if instruction.kind is Kind.FOLD else 1
+                if self.sizes(rank, source) != self.sizes(rank, target) * copies:
+                    raise ScheduleError(
+                        f"{source} and {target} differ in size when blocks are uneven", rank, step, str(target)
+                    )
             values = self.read(rank, step, source) if source is not None else None
             if peer is None:
                 assert values is not None and target is not None
@@ -167,6 +183,8 @@ class _Run:
                     values = [
                         self.values.reduced(a, b) for a, b in zip(self.read(rank, step, target), values, strict=True)
                     ]
+                elif instruction.kind is Kind.FOLD:
+                    values = [self.values.folded(values)]
                 state.writes.extend(zip(self.chunks(rank, step, target), values, strict=True))
                 continue
             state.unmatched += 1
@@ -280,6 +298,8 @@ class _Run:
                     found = self.values.contributions(value)
                     if found != expected:
                         raise ScheduleError(_difference(found, expected), rank, last, _name(location))
+                    in_order = [self.values.leaf(source, b, piece) for source, b in wanted]
+                    self.rank_ordered = self.rank_ordered and value == self.values.folded(in_order)
                     other, by = agreed.setdefault((wanted, piece), (value, rank))
                     if other != value:
                         raise ScheduleError(f"reduced in another order than on rank {by}", rank, last, _name(location))
@@ -319,11 +339,24 @@ def verify(schedule: Schedule, *, in_place: bool = True) -> Proof:
     """
     if schedule.size < 1 or not 0 <= schedule.root < schedule.size or schedule.pieces < 1:
         raise ScheduleError(f"impossible: {schedule.size} ranks, root {schedule.root}, {schedule.pieces} pieces")
+    _check_scratch(schedule)
     for aliased in (False, True) if in_place else (False,):
         run = _Run(schedule, aliased)
         run.run()
         run.check_result()
-    return Proof(run.messages, tuple(run.chunks_sent), schedule.steps)
+    return Proof(run.messages, tuple(run.chunks_sent), schedule.steps, run.rank_ordered)
+
+
+def _check_scratch(schedule: Schedule) -> None:
+    spec = COLLECTIVES[schedule.collective]
+    for rank in range(schedule.size):
+        blocks = {"in": spec.input_blocks, "out": spec.output_blocks}
+        for chunk, ref in enumerate(schedule.scratch(rank)):
+            count = blocks[ref.buffer](schedule.size, rank, schedule.root) if ref.buffer in blocks else 0
+            if not 0 <= ref.chunk < count * schedule.pieces or ref.count != 1:
+                raise ScheduleError(
+                    f"made as large as {ref}, which this rank does not have", rank, None, f"tmp[{chunk}]"
+                )
 
 
 def verify_algorithm(entry: Algorithm, size: int) -> Proof:

@@ -12,6 +12,7 @@ from collectives.schedule import Ref, Row, Schedule, copy, recv_reduce, send
 def binomial_reduce(size: int, root: int) -> Schedule:
     """The mirror of the binomial broadcast: partial sums meet in pairs, ⌈log₂ size⌉ steps.
 
+    N bytes sent per rank but the root.
     Thakur, Rabenseifner and Gropp, 2005, section 4.4.
     """
 
@@ -30,4 +31,4 @@ def binomial_reduce(size: int, root: int) -> Schedule:
         if size == 1:
             yield (copy(held, partial),)
 
-    return Schedule("reduce", "binomial", size, program, root)
+    return Schedule("reduce", "binomial", size, program, root, scratch=lambda rank: (Ref("in", 0),))

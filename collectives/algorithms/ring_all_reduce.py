@@ -16,4 +16,4 @@ def ring_all_reduce(size: int, root: int) -> Schedule:
     Bandwidth-optimal: 2·(p − 1)/p·N bytes sent per rank (Patarasuk and Yuan, 2009). Each chunk is reduced by one rank after
     the other and then copied, so that the result has the same bits on all ranks.
     """
-    return all_reduce_from(ring_reduce_scatter(size, root), ring_all_gather(size, root))
+    return all_reduce_from(ring_reduce_scatter(size, root), ring_all_gather(size, root), "ring")

@@ -28,4 +28,7 @@ def ring_reduce_scatter(size: int, root: int) -> Schedule:
             yield send(following, outgoing), recv_reduce(previous, Ref("in", block), target)
             outgoing = target
 
-    return Schedule("reduce_scatter", "ring", size, program)
+    def partial_sums(rank: int) -> list[Ref]:
+        return [Ref("in", block) for block in range(size)]
+
+    return Schedule("reduce_scatter", "ring", size, program, scratch=partial_sums)

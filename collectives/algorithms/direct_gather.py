@@ -1,4 +1,4 @@
-"""Linear gather."""
+"""Direct gather."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from collectives.algorithms.registry import algorithm
 from collectives.schedule import Ref, Row, Schedule, copy, recv, send
 
 
-@algorithm("gather", "linear")
-def linear_gather(size: int, root: int) -> Schedule:
-    """Every rank sends its block straight to the root, all at once."""
+@algorithm("gather", "direct")
+def direct_gather(size: int, root: int) -> Schedule:
+    """Every rank sends its block straight to the root, all at once: one hop.
+
+    N/p bytes sent per rank but the root, N the gathered size (the flat tree of Pješivac-Grbović et al., 2007, section 3.2).
+    """
 
     def program(rank: int) -> Iterator[Row]:
         if rank == root:
@@ -19,4 +22,4 @@ def linear_gather(size: int, root: int) -> Schedule:
         else:
             yield (send(root, Ref("in", 0)),)
 
-    return Schedule("gather", "linear", size, program, root)
+    return Schedule("gather", "direct", size, program, root)

@@ -1,4 +1,4 @@
-"""Linear scatter."""
+"""Direct scatter."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from collectives.algorithms.registry import algorithm
 from collectives.schedule import Ref, Row, Schedule, copy, recv, send
 
 
-@algorithm("scatter", "linear")
-def linear_scatter(size: int, root: int) -> Schedule:
-    """The root sends every rank its block, all at once."""
+@algorithm("scatter", "direct")
+def direct_scatter(size: int, root: int) -> Schedule:
+    """The root sends every rank its block, all at once: one hop.
+
+    (p − 1)/p·N bytes sent by the root (the flat tree of Pješivac-Grbović et al., 2007, section 3.2).
+    """
 
     def program(rank: int) -> Iterator[Row]:
         if rank == root:
@@ -19,4 +22,4 @@ def linear_scatter(size: int, root: int) -> Schedule:
         else:
             yield (recv(root, Ref("out", 0)),)
 
-    return Schedule("scatter", "linear", size, program, root, scratch_like="out")
+    return Schedule("scatter", "direct", size, program, root)
