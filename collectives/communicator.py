@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 import kernels
-from collectives.algorithms import find
+from collectives.algorithms import Algorithm, find
 from collectives.arrays import Array, Operand, check_apart, output_for
 from collectives.calls import Call
 from collectives.engine import Execution
@@ -407,7 +407,7 @@ class Communicator:
     ) -> Any:
         self._check_open()
         dtype = source.flat.dtype
-        algorithm = find(name, choose(name, max(sum(inputs), sum(outputs)) * dtype.itemsize, self.size))
+        algorithm = self._algorithm(name, max(sum(inputs), sum(outputs)) * dtype.itemsize)
         slice_elements = max(1, self._job.slice_bytes // dtype.itemsize)
         named_op, scale_after = self._prepare(op, source, target, dtype, outputs)
         in_place = self._in_place(name, source, target, inputs, outputs, root, algorithm.in_place)
@@ -432,6 +432,9 @@ class Communicator:
             call, self._sequence, plan, arrays, self._members, channel, self._ledgers[name], run_op, finish
         )
         return self._launch(name, execution, result, async_op)
+
+    def _algorithm(self, name: str, nbytes: int) -> Algorithm:
+        return find(name, self._job.algorithms.get(name) or choose(name, nbytes, self.size))
 
     def _prepare(
         self, op: Op | None, source: Operand, target: Operand, dtype: np.dtype[Any], outputs: tuple[int, ...]

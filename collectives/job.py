@@ -7,6 +7,7 @@ import contextlib
 import os
 import sys
 import weakref
+from collections.abc import Mapping
 from typing import Final
 
 from collectives.engine import Engine
@@ -28,6 +29,8 @@ class Job:
         self.engine = Engine(transport)
         self.slice_bytes = slice_bytes or DEFAULT_SLICE_BYTES
         self.learnt_fd = learnt_fd
+        self.algorithms: Mapping[str, str] = {}
+        """Collective -> the algorithm that runs, whatever `select` would choose."""
         self.next_context = 1
         """Communicators are told apart by it; ranks agree on the next one in `split`."""
         weakref.finalize(self, transport.close).atexit = False

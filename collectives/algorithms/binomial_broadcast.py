@@ -12,6 +12,7 @@ from collectives.schedule import Ref, Row, Schedule, copy, recv, send
 def binomial_broadcast(size: int, root: int) -> Schedule:
     """The ranks that have the data double every step: ⌈log₂ size⌉ steps, the latency bound for short messages.
 
+    Up to ⌈log₂ p⌉·N bytes sent, by the root; N·(p − 1) over all ranks.
     Thakur, Rabenseifner and Gropp, 2005, section 4.2.
     """
 

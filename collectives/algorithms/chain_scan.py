@@ -10,7 +10,10 @@ from collectives.schedule import Ref, Row, Schedule, copy, recv_reduce, send
 
 @algorithm("scan", "chain")
 def chain_scan(size: int, root: int) -> Schedule:
-    """Each rank adds its input to the prefix of the rank before it and passes the sum on, slice after slice."""
+    """Each rank adds its input to the prefix of the rank before it and passes the sum on, slice after slice.
+
+    N bytes sent per rank but the last; p − 1 hops.
+    """
 
     def program(rank: int) -> Iterator[Row]:
         if rank == 0:

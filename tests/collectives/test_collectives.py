@@ -7,11 +7,19 @@ from hypothesis import strategies as st
 
 import collectives as cc
 import kernels
+from collectives.algorithms import registered
 from collectives.spec import COLLECTIVES
 from collectives.testing import run_ranks
 from kernels import dtypes
 
 SLICE = 64
+ENTRIES = registered()
+UNEVEN = [
+    entry
+    for entry in ENTRIES
+    if entry.collective in ("all_gather", "reduce_scatter", "all_to_all") and not entry.schedule(2).even
+]
+NAMES = [f"{entry.collective}-{entry.name}" for entry in ENTRIES]
 COUNTS = st.sampled_from([0, 1, 2, 3, 5, 7, 13, 31, 64, 97, 211])
 MOVING = st.sampled_from(dtypes.DTYPES)
 REDUCING = st.sampled_from(
@@ -38,6 +46,67 @@ def expected(collective, size, rank, root, index, count, dtype, op):
 
 def same(a, b):
     return np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def call(comm, collective, op, root, x):
+    """The collective on a rank's input blocks (None: it has none); the blocks that it gets, one under the other."""
+    if collective == "barrier":
+        return comm.barrier()
+    if collective in ("all_reduce", "scan"):
+        return getattr(comm, collective)(x[0].copy(), op)[None]
+    if collective == "broadcast":
+        return comm.broadcast(x[0].copy(), root)[None]
+    if collective == "scatter":
+        out = np.empty_like(x[0])
+        return comm.scatter(x if comm.rank == root else None, root, out)[None]
+    if collective == "reduce_scatter":
+        return comm.reduce_scatter(x, op=op)
+    if collective == "all_to_all":
+        return comm.all_to_all(x)
+    out = comm.reduce(x[0], root, op) if collective == "reduce" else None
+    if collective == "reduce":
+        return out if out is None else out[None]
+    return comm.gather(x[0], root) if collective == "gather" else comm.all_gather(x[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entry", ENTRIES, ids=NAMES)
+@given(size=st.integers(1, 9), count=COUNTS, pair=REDUCING, moving=MOVING, root=st.integers(0, 8), data=st.data())
+def test_every_algorithm(entry, size, count, pair, moving, root, data):
+    """Each one of the registry, on real buffers, whether or not it would be chosen."""
+    spec = COLLECTIVES[entry.collective]
+    op, dtype = pair if spec.reduces else (None, moving)
+    op = cc.ReduceOp.SUM if op is cc.ReduceOp.AVG and entry.collective == "scan" else op
+    op, dtype = (op, dtype) if op is None or kernels.supported(op, dtype) else (cc.ReduceOp.MAX, np.dtype(np.int8))
+    root = root % size if spec.rooted else 0
+    slice_bytes = data.draw(st.sampled_from([16, SLICE, 4096]))
+
+    def rank(comm):
+        me = comm.rank
+        blocks = max(1, spec.input_blocks(size, me, root))
+        x = np.stack([block(me, b, count, dtype) for b in range(blocks)])
+        if entry.collective == "scatter" and me != root:
+            x = np.stack([block(me, 0, count, dtype)])
+        before = x.copy()
+        result = call(comm, entry.collective, op, root, x)
+        assert same(x, before)
+        if entry.collective == "barrier" or not spec.output_blocks(size, me, root):
+            assert result is None
+            return
+        wanted = [
+            expected(entry.collective, size, me, root, b, count, dtype, op)
+            for b in range(spec.output_blocks(size, me, root))
+        ]
+        assert same(result, np.stack(wanted))
+
+    run_ranks(size, rank, slice_bytes=slice_bytes, algorithms={entry.collective: entry.name})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entry", UNEVEN, ids=lambda entry: f"{entry.collective}-{entry.name}")
+@given(counts=st.integers(1, 6).flatmap(lambda size: st.lists(st.integers(0, 40), min_size=size, max_size=size)))
+def test_every_algorithm_with_uneven_blocks(entry, counts):
+    uneven_blocks(counts, {entry.collective: entry.name})
 
 
 @given(st.integers(1, 9), COUNTS, REDUCING, st.integers(0, 8))
@@ -165,6 +234,10 @@ def test_every_dtype_is_moved_as_it_is(size):
 
 @given(st.integers(1, 6).flatmap(lambda size: st.lists(st.integers(0, 40), min_size=size, max_size=size)))
 def test_uneven_blocks(counts):
+    uneven_blocks(counts, {})
+
+
+def uneven_blocks(counts, algorithms):
     size = len(counts)
 
     def rank(comm):
@@ -179,7 +252,7 @@ def test_uneven_blocks(counts):
         out = comm.all_to_all_v(x, counts, [counts[me]] * size)
         assert same(out, np.concatenate([block(r, me, counts[me], dtype) for r in range(size)]))
 
-    run_ranks(size, rank, slice_bytes=SLICE)
+    run_ranks(size, rank, slice_bytes=SLICE, algorithms=algorithms)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 7])

@@ -6,6 +6,7 @@ import pytest
 from collectives.algorithms import registered
 from collectives.errors import ScheduleError
 from collectives.schedule import Kind, Ref, Schedule, copy, fold, recv, reduce, send
+from collectives.spec import COLLECTIVES
 from collectives.verify import verify, verify_algorithm
 
 ENTRIES = registered()
@@ -67,6 +68,20 @@ def test_reordered_steps_are_caught(collective, size):
             swapped = [*rows[:step], rows[step + 1], rows[step], *rows[step + 2 :]]
             with pytest.raises(ScheduleError):
                 verify(planted(schedule, rank, swapped))
+
+
+def test_rank_order_is_derived():
+    """What `deterministic=True` may use: reductions that are one fold in the order of the ranks, at every size."""
+    found = {
+        size: {
+            (e.collective, e.name)
+            for e in ENTRIES
+            if COLLECTIVES[e.collective].reduces and verify(e.schedule(size, size - 1), in_place=False).rank_ordered
+        }
+        for size in (3, 4, 5, 8)
+    }
+    direct = {(name, "direct") for name, row in COLLECTIVES.items() if row.reduces}
+    assert set(map(frozenset, found.values())) == {frozenset({("all_reduce", "one_hop"), *direct})}
 
 
 def test_a_fold_counts_orders_and_fits():
