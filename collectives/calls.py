@@ -74,4 +74,4 @@ def difference(ours: bytes, theirs: bytes) -> str:
     """Why two fingerprints that read the same still differ, or an empty string."""
     if describe(ours) != describe(theirs) or ours == theirs:
         return ""
-    return "; the calls agree, but not the algorithm or the slice size: set COLLECTIVES_SLICE_BYTES alike on all ranks"
+    return "; the calls agree, but not the algorithm or the slice size: set COLLECTIVES_SLICE_BYTES and init(deterministic=…) alike on all ranks"

@@ -51,12 +51,21 @@ class Communicator:
     """
 
     def __init__(
-        self, job: Job, members: Sequence[int], context: int, timeout: float, boards: Sequence[int] | None = None
+        self,
+        job: Job,
+        members: Sequence[int],
+        context: int,
+        timeout: float,
+        boards: Sequence[int] | None = None,
+        *,
+        deterministic: bool = False,
     ) -> None:
         self.rank: Final = members.index(job.transport.rank)
         self.size: Final = len(members)
         self.timeout = timeout
         """Seconds after which a call raises CollectiveTimeout."""
+        self.deterministic: Final = deterministic
+        """Whether reductions are made in rank order, rounded once; kept by `split` and `dup`."""
         self._job, self._members, self._context = job, tuple(members), context
         self._sequence = 0
         self._ledgers: dict[str, Ledger] = defaultdict(Ledger)
@@ -308,7 +317,8 @@ class Communicator:
             rank for _, rank in sorted((int(row[1]), rank) for rank, row in enumerate(everyone) if row[0] == color)
         ]
         boards = [int(everyone[rank, 3]) for rank in group] if board is not None else None
-        return Communicator(self._job, [self._members[rank] for rank in group], context, self.timeout, boards)
+        members = [self._members[rank] for rank in group]
+        return Communicator(self._job, members, context, self.timeout, boards, deterministic=self.deterministic)
 
     def dup(self) -> Communicator:
         """A communicator of the same ranks whose messages, order of calls and stats are its own."""
@@ -434,7 +444,7 @@ class Communicator:
         return self._launch(name, execution, result, async_op)
 
     def _algorithm(self, name: str, nbytes: int) -> Algorithm:
-        return find(name, self._job.algorithms.get(name) or choose(name, nbytes, self.size))
+        return find(name, self._job.algorithms.get(name) or choose(name, nbytes, self.size, self.deterministic))
 
     def _prepare(
         self, op: Op | None, source: Operand, target: Operand, dtype: np.dtype[Any], outputs: tuple[int, ...]

@@ -14,14 +14,15 @@ from transports import launch as launcher
 from transports.connect import connect
 
 
-def init(transport: str | None = None, *, timeout: float | None = None) -> Communicator:
+def init(transport: str | None = None, *, timeout: float | None = None, deterministic: bool = False) -> Communicator:
     """Join the other ranks of this job and return the communicator of all of them.
 
     Rank, size and the way to the others come from mpirun (Open MPI, MPICH), srun, torchrun-style variables or
     `python -m collectives run`; a process that was started alone is a job of size 1. Every rank must call it.
 
     `transport`: auto, tcp or mpi, by default COLLECTIVES_TRANSPORT or auto. `timeout`: seconds for joining and for every
-    call, by default COLLECTIVES_TIMEOUT or 300.
+    call, by default COLLECTIVES_TIMEOUT or 300. `deterministic`: reduce in rank order and round once, so that the bits of a
+    result depend on nothing but the inputs: neither on sizes nor on the algorithm. It must be the same on all ranks.
 
     Raises RendezvousError (naming the ranks that have not come), AuthenticationError, TransportUnavailable.
     """
@@ -35,7 +36,7 @@ def init(transport: str | None = None, *, timeout: float | None = None) -> Commu
     assert first in (None, FIRST_BOARD)
     job = Job(connected, settings.slice_bytes, settings.learnt_fd)
     boards = None if first is None else [first] * connected.size
-    return Communicator(job, range(connected.size), 0, settings.timeout, boards)
+    return Communicator(job, range(connected.size), 0, settings.timeout, boards, deterministic=deterministic)
 
 
 def under_launcher() -> bool:

@@ -232,6 +232,43 @@ def test_every_dtype_is_moved_as_it_is(size):
     run_ranks(size, rank, slice_bytes=SLICE)
 
 
+@pytest.mark.slow
+@given(
+    size=st.integers(1, 7),
+    count=COUNTS,
+    name=st.sampled_from(["float16", "bfloat16", "float32"]),
+    slice_bytes=st.sampled_from([8, 64, 4096]),
+    one_hop=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_deterministic_reductions_are_serial_in_rank_order(size, count, name, slice_bytes, one_hop, seed):
+    """The bits are those of one loop over the ranks, whatever the algorithm, the size and the slices."""
+    dtype = next(known for known in dtypes.DTYPES if known.name == name)
+    generator = np.random.default_rng(seed)
+    inputs = (
+        generator.standard_normal((size, size * count)) * 10.0 ** generator.integers(-2, 3, size)[:, None]
+    ).astype(dtype)
+
+    def serial(parts):
+        total = parts[0].astype(np.float32)
+        for part in parts[1:]:
+            total = total + part.astype(np.float32)
+        return total.astype(dtype)
+
+    def rank(comm):
+        me, whole = comm.rank, serial(inputs)
+        for group in (comm, comm.dup()):
+            assert group.deterministic
+            assert same(group.all_reduce(inputs[me].copy()), whole)
+            assert same(group.reduce_scatter(inputs[me]), whole[me * count : (me + 1) * count])
+            reduced = group.reduce(inputs[me], size - 1)
+            assert reduced is None or same(reduced, whole)
+            assert same(group.scan(inputs[me].copy()), serial(inputs[: me + 1]))
+
+    forced = {"all_reduce": "one_hop"} if one_hop else None
+    run_ranks(size, rank, slice_bytes=slice_bytes, algorithms=forced, deterministic=True)
+
+
 @given(st.integers(1, 6).flatmap(lambda size: st.lists(st.integers(0, 40), min_size=size, max_size=size)))
 def test_uneven_blocks(counts):
     uneven_blocks(counts, {})
