@@ -1,4 +1,4 @@
-"""The command line: `python -m collectives run | list | show | verify`."""
+"""The command line: `python -m collectives run | list | show | verify | tune`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import kernels
 from collectives.algorithms import find, registered
 from collectives.errors import ScheduleError
 from collectives.spec import COLLECTIVES
+from collectives.tune import tune
 from collectives.verify import verify_algorithm
 from transports.connect import available
 from transports.launch_command import OneLineParser, add_run_command, positive
@@ -71,6 +72,8 @@ def main() -> int:
     check.add_argument("collective", nargs="?", choices=list(COLLECTIVES), help="by default all")
     check.add_argument("-n", "--ranks", type=positive, default=17, help="the largest number of ranks (default: 17)")
     check.set_defaults(run=_verify)
+    tuning = commands.add_parser("tune", help="measure what messages cost here, to choose algorithms by")
+    tuning.set_defaults(run=tune)
     arguments = parser.parse_args()
     try:
         return int(arguments.run(arguments))

@@ -23,7 +23,7 @@ from collectives.job import Job
 from collectives.mapped import Mapped, NoFastPath, new_board
 from collectives.plan import Plan, compile_plan
 from collectives.schedule import Ref, Schedule, recv, send
-from collectives.select import choose
+from collectives.select import LARGE_MESSAGE, Explanation, choose, explain
 from collectives.spec import COLLECTIVES
 from collectives.stats import Stats, frozen
 from collectives.work import Work
@@ -342,6 +342,31 @@ class Communicator:
         weakref.finalize(memory, heap.free, offset).atexit = False
         return memory.view(kind).reshape(dims)
 
+    @property
+    def maps_memory(self) -> bool:
+        """Whether the ranks of this communicator load and store each other's memory."""
+        return self._mapped is not None
+
+    def explain(self, collective: str, nbytes: int, *, dtype: DTypeLike = np.float32, root: int = 0) -> Explanation:
+        """Which algorithm a call runs whose whole buffer has `nbytes`, and why; sends nothing.
+
+        The whole buffer is the larger of input and output, at the root where there is one, here in blocks of equal counts.
+        """
+        if collective not in COLLECTIVES:
+            find(collective, "")
+        self._check_root(root)
+        job, mapped, kind = self._job, self._mapped, np.dtype(dtype)
+        chosen = job.algorithms.get(collective)
+        if mapped is not None and chosen is None:
+            chosen = mapped.algorithm(collective, nbytes)
+        found = explain(
+            collective, nbytes, kind.itemsize, self.size, root, job.transport.name, job.costs, job.slice_bytes,
+            deterministic=self.deterministic, algorithm=chosen,
+        )  # fmt: skip
+        if mapped is not None and collective == "all_reduce" and chosen == "direct":
+            found = replace(found, bytes_sent=mapped.bytes_of_direct_all_reduce(nbytes))
+        return found
+
     def close(self) -> None:
         """Leave: ranks that still wait for this one raise PeerLost. Safe to repeat; the world's close ends the transport."""
         self._closed = True
@@ -352,14 +377,6 @@ class Communicator:
         """End the job: every rank raises `Aborted` with this reason in its current or next call."""
         rank = self._job.transport.rank
         self._job.transport.abort(Failure("Aborted", rank, f"rank {rank} called abort: {reason}"))
-
-    def algorithm(self, collective: str, nbytes: int) -> str:
-        """The name of the algorithm that a call of `collective` on a buffer of `nbytes` (the whole one) takes here."""
-        if collective not in COLLECTIVES:
-            raise ValueError(f"unknown collective {collective!r}; expected one of {', '.join(COLLECTIVES)}")
-        if self._mapped is not None:
-            return self._mapped.algorithm(collective, nbytes)
-        return choose(collective, nbytes, self.size)
 
     @property
     def stats(self) -> Stats:
@@ -417,16 +434,18 @@ class Communicator:
     ) -> Any:
         self._check_open()
         dtype = source.flat.dtype
-        algorithm = self._algorithm(name, max(sum(inputs), sum(outputs)) * dtype.itemsize)
-        slice_elements = max(1, self._job.slice_bytes // dtype.itemsize)
         named_op, scale_after = self._prepare(op, source, target, dtype, outputs)
-        in_place = self._in_place(name, source, target, inputs, outputs, root, algorithm.in_place)
         call = Call(
             name, dtype, sum(blocks) if blocks else count if count is not None else max(inputs + outputs, default=0),
-            named_op, root, blocks, f"{algorithm.name}/{self._job.slice_bytes}",
+            named_op, root, blocks,
         )  # fmt: skip
         if self._mapped is not None and count is None and self._mapped.serves(dtype, named_op):
-            return self._launch_mapped(replace(call, how=""), source, target, result, async_op)
+            self._in_place(name, source, target, inputs, outputs, root, True)
+            return self._launch_mapped(call, source, target, result, async_op)
+        algorithm = self._algorithm(name, max(inputs + outputs, default=0) * dtype.itemsize, blocks, count is None)
+        call = replace(call, how=f"{algorithm.name}/{self._job.slice_bytes}")
+        slice_elements = max(1, self._job.slice_bytes // dtype.itemsize)
+        in_place = self._in_place(name, source, target, inputs, outputs, root, algorithm.in_place)
         plan = _cached_plan(algorithm.schedule(self.size, root), self.rank, inputs, outputs, slice_elements, in_place)
 
         def finish() -> None:
@@ -443,8 +462,18 @@ class Communicator:
         )
         return self._launch(name, execution, result, async_op)
 
-    def _algorithm(self, name: str, nbytes: int) -> Algorithm:
-        return find(name, self._job.algorithms.get(name) or choose(name, nbytes, self.size, self.deterministic))
+    def _algorithm(self, name: str, block_bytes: int, blocks: tuple[int, ...], known: bool) -> Algorithm:
+        """The algorithm for blocks of at most `block_bytes`, if `known` to all ranks: they must all choose alike."""
+        job = self._job
+        if name in job.algorithms:
+            return find(name, job.algorithms[name])
+        spec, even = COLLECTIVES[name], not blocks and known
+        whole = block_bytes * max(spec.input_blocks(self.size, 0, 0), spec.output_blocks(self.size, 0, 0))
+        chosen = choose(
+            name, whole if known else LARGE_MESSAGE, self.size, job.costs, job.slice_bytes,
+            deterministic=self.deterministic, even=even,
+        )  # fmt: skip
+        return find(name, chosen)
 
     def _prepare(
         self, op: Op | None, source: Operand, target: Operand, dtype: np.dtype[Any], outputs: tuple[int, ...]

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Mapping
 from typing import Final
 
+from collectives.costs import default_costs
 from collectives.engine import Engine
 from transports.base import Transport
 from transports.errors import Failure
@@ -29,6 +30,8 @@ class Job:
         self.engine = Engine(transport)
         self.slice_bytes = slice_bytes or DEFAULT_SLICE_BYTES
         self.learnt_fd = learnt_fd
+        self.costs = default_costs(transport.name)
+        """What `select` goes by; equal on all ranks."""
         self.algorithms: Mapping[str, str] = {}
         """Collective -> the algorithm that runs, whatever `select` would choose."""
         self.next_context = 1

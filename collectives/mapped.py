@@ -111,6 +111,13 @@ class Mapped:
         """`direct`, or for a small all_reduce `one_hop`."""
         return "one_hop" if collective == "all_reduce" and nbytes <= _native.largest_in_slot else "direct"
 
+    def bytes_of_direct_all_reduce(self, nbytes: int) -> tuple[int, ...]:
+        """What every rank sends: the shares of the others, and its own to each. Shares are cut at lines of 64 bytes."""
+        size, lines = len(self.members), -(-nbytes // 64)
+        ends = [min(nbytes, 64 * ((rank + 1) * (lines // size) + min(rank + 1, lines % size))) for rank in range(size)]
+        own = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+        return tuple(nbytes + (size - 2) * share for share in own)
+
     def start(self, call: Call, source: Array, target: Array, alone: bool) -> Any:
         """Start a collective; returns its handle, for `poll` and `wait`. `alone`: it must advance while nobody waits for it."""
         self._check()

@@ -170,6 +170,17 @@ def compile_plan(
     )
 
 
+def elements_sent(schedule: Schedule, rank: int, input_counts: Sequence[int], output_counts: Sequence[int]) -> int:
+    """How many elements a rank sends, for blocks of these element counts."""
+    layout = _Layout(schedule, rank, input_counts, output_counts, 1, False)
+    return sum(
+        layout.elements(instruction.source)
+        for row in schedule.program(rank)
+        for instruction in row
+        if instruction.kind is Kind.SEND and instruction.source is not None
+    )
+
+
 def _contributions(layout: _Layout, instruction: Instruction) -> tuple[int, int]:
     """How many spans the instruction reads, and the distance between them."""
     if instruction.kind is not Kind.FOLD:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Final, Literal
 
 from collectives.communicator import Communicator
+from collectives.costs import agree_on_costs
 from collectives.job import Job
 from collectives.mapped import FIRST_BOARD, new_board
 from transports import environment
 from transports import launch as launcher
 from transports.connect import connect
+
+SETTINGS_CONTEXT: Final = 1 << 30
+"""Of the messages by which `init` spreads what rank 0 knows: one that `split` never gives out."""
 
 
 def init(transport: str | None = None, *, timeout: float | None = None, deterministic: bool = False) -> Communicator:
@@ -34,9 +38,12 @@ def init(transport: str | None = None, *, timeout: float | None = None, determin
     connected = connect(environment.detect(), settings)
     first = new_board(connected, connected.size)
     assert first in (None, FIRST_BOARD)
-    job = Job(connected, settings.slice_bytes, settings.learnt_fd)
     boards = None if first is None else [first] * connected.size
-    return Communicator(job, range(connected.size), 0, settings.timeout, boards, deterministic=deterministic)
+    job, ranks = Job(connected, settings.slice_bytes, settings.learnt_fd), range(connected.size)
+    if connected.size > 1:
+        aside = Communicator(job, ranks, SETTINGS_CONTEXT, settings.timeout)
+        job.costs = agree_on_costs(settings.cache, connected.name, connected.rank, aside.broadcast)
+    return Communicator(job, ranks, 0, settings.timeout, boards, deterministic=deterministic)
 
 
 def under_launcher() -> bool:

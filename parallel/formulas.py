@@ -1,7 +1,6 @@
 """What a step sends and what a rank holds, as exact integers, to be compared with what is measured.
 
-Bytes are payload bytes sent. The ring algorithms cut n elements into p chunks, of which the first n mod p
-have one more.
+Bytes are payload bytes sent.
 """
 
 from __future__ import annotations
@@ -16,35 +15,13 @@ def share(count: int, parts: int, index: int) -> range:
     return range(start, start + quotient + (index < remainder))
 
 
-def ring_all_reduce_bytes(elements: int, itemsize: int, ranks: int, rank: int) -> int:
-    """Return the bytes that a rank sends in a ring all_reduce: 2·(p − 1)/p of the buffer if p divides it.
+def all_reduce_bytes(elements: int, itemsize: int, ranks: int) -> int:
+    """Return the bytes that all ranks together send in an all_reduce of a large buffer: 2·(p − 1)·N.
 
-    The reduce-scatter half sends every chunk but the rank's own, and the all-gather half every chunk but its
-    successor's.
+    That is 2·(p − 1)/p·N a rank, the least there can be: each rank's contribution to p − 1 parts goes out, and
+    its own part's result goes to p − 1 ranks. How ranks share it where p does not divide N is the algorithm's.
     """
-    if ranks == 1:
-        return 0
-    kept = len(share(elements, ranks, rank)) + len(share(elements, ranks, (rank + 1) % ranks))
-    return (2 * elements - kept) * itemsize
-
-
-def all_reduce_bytes(elements: int, itemsize: int, ranks: int, rank: int, algorithm: str) -> int:
-    """Return the bytes that a rank sends in an all_reduce by `algorithm`: ring, direct or one_hop.
-
-    direct cuts the buffer into shares of whole 64-byte lines: a rank sends each share but its own to the share's owner, and
-    its own, reduced, to all others; that is 2·(p − 1)/p of the buffer again if p divides the lines. one_hop, for small
-    buffers, sends all of it to every other rank. Raises ValueError for other algorithms.
-    """
-    if algorithm == "ring":
-        return ring_all_reduce_bytes(elements, itemsize, ranks, rank)
-    nbytes = elements * itemsize
-    if algorithm == "one_hop":
-        return (ranks - 1) * nbytes
-    if algorithm == "direct":
-        lines = share(-(-nbytes // 64), ranks, rank)
-        own = max(0, min(nbytes, 64 * lines.stop) - 64 * lines.start)
-        return nbytes - own + (ranks - 1) * own
-    raise ValueError(f"there is no formula for all_reduce by {algorithm}; expected ring, direct or one_hop")
+    return 2 * (ranks - 1) * elements * itemsize
 
 
 @dataclass(frozen=True)

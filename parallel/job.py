@@ -16,6 +16,7 @@ from typing import cast
 import numpy as np
 
 from collectives import Communicator
+from collectives.select import LARGE_MESSAGE
 from parallel.data import Corpus, DataError, load, unigram_loss
 from parallel.formulas import all_reduce_bytes, data_parallel_memory, gpt_parameters
 from parallel.progress import start
@@ -199,15 +200,10 @@ def _train(options: Options, corpus: Corpus, communicator: Communicator) -> _Res
     gradients = trainer.parameters.gradients
     mine = np.array([sent["dp"], sent["metrics"], _peak_resident()], np.int64)
     everyone = communicator.all_gather(mine)
-
-    def formula_for(calls: int, elements: int, itemsize: int) -> list[int]:
-        algorithm = communicator.algorithm("all_reduce", elements * itemsize)
-        return [calls * all_reduce_bytes(elements, itemsize, ranks, rank, algorithm) for rank in range(ranks)]
-
     formula = {
-        "dp": formula_for(c.steps, gradients.size, gradients.itemsize),
+        "dp": [c.steps * n for n in axes["dp"].explain("all_reduce", gradients.nbytes, dtype=c.dtype).bytes_sent],
         # One float64 a step, and one a validation.
-        "metrics": formula_for(c.steps + 2, 1, 8),
+        "metrics": [(c.steps + 2) * n for n in axes["metrics"].explain("all_reduce", 8, dtype="float64").bytes_sent],
     }
     traffic = {
         name: Traffic(tuple(int(n) for n in everyone[:, column]), tuple(formula[name]))
@@ -234,6 +230,12 @@ def _conclude(options: Options, corpus: Corpus, result: _Result) -> int:
     for rank, (measured, formula) in enumerate(zip(dp.measured, dp.formula, strict=True)):
         if measured != formula:
             failures.append(f"rank {rank} sent {measured:,} bytes on axis dp, but the formula says {formula:,}")
+    gradients = result.trainer.parameters.gradients
+    expected = c.steps * all_reduce_bytes(gradients.size, gradients.itemsize, options.ranks)
+    if gradients.nbytes >= LARGE_MESSAGE and sum(dp.measured) != expected:
+        failures.append(
+            f"all ranks sent {sum(dp.measured):,} bytes on axis dp, but 2·(p − 1)·gradients is {expected:,}"
+        )
     comparison = None
     if options.compare_steps:
         count = min(options.compare_steps, c.steps)

@@ -59,6 +59,8 @@ class Settings:
     timeout: float = 300.0
     """Seconds, for the rendezvous and for every call."""
     slice_bytes: int | None = None
+    cache: Path = Path(".cache")
+    """The user's folder for what can be made again."""
     learnt_fd: int | None = None
     """Where a rank tells its launcher that it ends because another one failed."""
 
@@ -105,7 +107,8 @@ def settings(environ: Mapping[str, str] | None = None) -> Settings:
         raise RendezvousError(f"COLLECTIVES_TIMEOUT is {seconds!r}; expected a number of seconds above 0")
     slice_bytes = _number(variables, "COLLECTIVES_SLICE_BYTES", 1) if "COLLECTIVES_SLICE_BYTES" in variables else None
     learnt_fd = _number(variables, "COLLECTIVES_LEARNT_FD") if "COLLECTIVES_LEARNT_FD" in variables else None
-    return Settings(variables.get("COLLECTIVES_TRANSPORT", "auto"), timeout, slice_bytes, learnt_fd)
+    cache = Path(variables.get("XDG_CACHE_HOME") or Path(variables.get("HOME", "/")) / ".cache")
+    return Settings(variables.get("COLLECTIVES_TRANSPORT", "auto"), timeout, slice_bytes, cache, learnt_fd)
 
 
 def _world(
