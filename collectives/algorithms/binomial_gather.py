@@ -13,8 +13,8 @@ from collectives.schedule import Ref, Row, Schedule, copy, recv, send
 def binomial_gather(size: int, root: int) -> Schedule:
     """Blocks meet on the way to the root: ⌈log₂ p⌉ steps instead of p − 1 messages at the root.
 
-    Up to N/2 bytes sent per rank, N the gathered size (the mirror of the scatter of Thakur, Rabenseifner and Gropp, 2005,
-    section 4.2). Blocks of equal counts only.
+    Up to N/2 bytes sent per rank, N the gathered size (the mirror of the scatter of Thakur, Rabenseifner and Gropp, 2005).
+    Blocks of equal counts only.
     """
     tree = Binomial(size, root)
 

@@ -14,7 +14,7 @@ def binomial_scatter(size: int, root: int) -> Schedule:
     """Blocks part on the way from the root: ⌈log₂ p⌉ steps instead of p − 1 messages at the root.
 
     Up to N/2·log₂ p bytes on the longest way, N the scattered size; (p − 1)/p·N sent by the root, at most N/2 by any other
-    (Thakur, Rabenseifner and Gropp, 2005, section 4.2). Blocks of equal counts only.
+    (Thakur, Rabenseifner and Gropp, 2005). Blocks of equal counts only.
     """
     tree = Binomial(size, root)
 

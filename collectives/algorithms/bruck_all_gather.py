@@ -12,7 +12,7 @@ from collectives.schedule import Ref, Row, Schedule, copy, recv, send
 def bruck_all_gather(size: int, root: int) -> Schedule:
     """In step k every rank gets up to 2ᵏ blocks from the rank 2ᵏ places back: ⌈log₂ p⌉ steps for any p.
 
-    (p − 1)/p·N bytes sent per rank, N the gathered size (Bruck et al., 1997, section 3). Blocks go to their place at once,
+    (p − 1)/p·N bytes sent per rank, N the gathered size (Bruck et al., 1997). Blocks go to their place at once,
     so that nothing is rotated at the end; a range that wraps round the end of the buffer travels as two messages.
     """
 

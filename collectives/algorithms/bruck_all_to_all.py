@@ -12,7 +12,7 @@ from collectives.schedule import Ref, Row, Schedule, copy, recv, send
 def bruck_all_to_all(size: int, root: int) -> Schedule:
     """Blocks travel by the binary digits of their distance, all that share a digit together: ⌈log₂ p⌉ steps for any p.
 
-    About log₂ p/2·N bytes sent per rank, as much scratch (Bruck et al., 1997, section 2). Blocks of equal counts only.
+    About log₂ p/2·N bytes sent per rank, as much scratch (Bruck et al., 1997). Blocks of equal counts only.
     """
     rounds = [[block for block in range(size) if block >> bit & 1] for bit in range((size - 1).bit_length())]
     most = max(map(len, rounds), default=0)

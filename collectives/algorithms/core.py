@@ -2,7 +2,7 @@
 
 Of the p ranks, the first 2·(p − q) form pairs, q being that power of two: the even one of a pair is the guest, the odd one
 the host that works for both. All others work for themselves. Members of the core are numbered 0 to q − 1 in the order of
-their ranks, so that neighbouring members answer for neighbouring ranks (Thakur, Rabenseifner and Gropp, 2005, section 4.3).
+their ranks, so that neighbouring members answer for neighbouring ranks (Thakur, Rabenseifner and Gropp, 2005).
 """
 
 from __future__ import annotations

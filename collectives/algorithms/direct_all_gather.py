@@ -12,7 +12,7 @@ from collectives.schedule import Ref, Row, Schedule, copy, recv, send
 def direct_all_gather(size: int, root: int) -> Schedule:
     """Every rank sends its block straight to everyone: one hop.
 
-    (p − 1)/p·N bytes sent per rank in p − 1 messages, N the gathered size (Thakur, Rabenseifner and Gropp, 2005, section 4.1).
+    (p − 1)/p·N bytes sent per rank in p − 1 messages, N the gathered size (Thakur, Rabenseifner and Gropp, 2005).
     """
 
     def program(rank: int) -> Iterator[Row]:

@@ -13,6 +13,6 @@ from collectives.schedule import Schedule
 def direct_all_reduce(size: int, root: int) -> Schedule:
     """Direct reduce-scatter, then direct all-gather: two hops, each chunk folded by its owner in rank order.
 
-    2·(p − 1)/p·N bytes sent per rank in 2·(p − 1) messages (Chan, Heimlich, Purkayastha and van de Geijn, 2007, section 6).
+    2·(p − 1)/p·N bytes sent per rank in 2·(p − 1) messages (the all-pairs algorithm of MSCCLang, Cowan et al., 2023).
     """
     return all_reduce_from(direct_reduce_scatter(size, root), direct_all_gather(size, root), "direct")

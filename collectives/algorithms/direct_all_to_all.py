@@ -12,7 +12,7 @@ from collectives.schedule import Ref, Row, Schedule, copy, recv, send
 def direct_all_to_all(size: int, root: int) -> Schedule:
     """Every rank sends every block straight to its rank, all at once: one hop.
 
-    (p − 1)/p·N bytes sent per rank in p − 1 messages (Thakur, Rabenseifner and Gropp, 2005, section 4.5).
+    (p − 1)/p·N bytes sent per rank in p − 1 messages (Thakur, Rabenseifner and Gropp, 2005).
     """
 
     def program(rank: int) -> Iterator[Row]:

@@ -12,7 +12,7 @@ from collectives.schedule import Ref, Row, Schedule, copy, recv, send
 def direct_broadcast(size: int, root: int) -> Schedule:
     """The root sends everything to everyone at once: one hop.
 
-    (p − 1)·N bytes sent by the root (the flat tree of Pješivac-Grbović et al., 2007, section 3.2).
+    (p − 1)·N bytes sent by the root (the flat tree of Pješivac-Grbović et al., 2007).
     """
 
     def program(rank: int) -> Iterator[Row]:

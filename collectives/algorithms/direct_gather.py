@@ -12,7 +12,7 @@ from collectives.schedule import Ref, Row, Schedule, copy, recv, send
 def direct_gather(size: int, root: int) -> Schedule:
     """Every rank sends its block straight to the root, all at once: one hop.
 
-    N/p bytes sent per rank but the root, N the gathered size (the flat tree of Pješivac-Grbović et al., 2007, section 3.2).
+    N/p bytes sent per rank but the root, N the gathered size (the flat tree of Pješivac-Grbović et al., 2007).
     """
 
     def program(rank: int) -> Iterator[Row]:

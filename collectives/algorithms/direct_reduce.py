@@ -12,7 +12,7 @@ from collectives.schedule import Ref, Row, Schedule, copy, fold, recv, send
 def direct_reduce(size: int, root: int) -> Schedule:
     """Every rank sends its input straight to the root, which folds in rank order: one hop.
 
-    N bytes sent per rank but the root, which takes in (p − 1)·N (the flat tree of Pješivac-Grbović et al., 2007, section 3.2).
+    N bytes sent per rank but the root, which takes in (p − 1)·N (the flat tree of Pješivac-Grbović et al., 2007).
     """
 
     def program(rank: int) -> Iterator[Row]:

@@ -12,8 +12,8 @@ from collectives.schedule import Ref, Row, Schedule, copy, fold, recv, send
 def direct_reduce_scatter(size: int, root: int) -> Schedule:
     """Every rank sends block r straight to rank r, which folds what it gets in rank order: one hop.
 
-    (p − 1)/p·N bytes sent per rank in p − 1 messages, N/p·p of scratch
-    (Iannello, 1997, "Efficient algorithms for the reduce-scatter operation in LogGP").
+    (p − 1)/p·N bytes sent per rank in p − 1 messages, N of scratch (the first half of MSCCLang's all-pairs all-reduce,
+    Cowan et al., 2023).
     """
 
     def program(rank: int) -> Iterator[Row]:

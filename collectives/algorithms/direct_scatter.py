@@ -12,7 +12,7 @@ from collectives.schedule import Ref, Row, Schedule, copy, recv, send
 def direct_scatter(size: int, root: int) -> Schedule:
     """The root sends every rank its block, all at once: one hop.
 
-    (p − 1)/p·N bytes sent by the root (the flat tree of Pješivac-Grbović et al., 2007, section 3.2).
+    (p − 1)/p·N bytes sent by the root (the flat tree of Pješivac-Grbović et al., 2007).
     """
 
     def program(rank: int) -> Iterator[Row]:

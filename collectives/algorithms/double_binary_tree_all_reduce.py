@@ -15,7 +15,7 @@ def double_binary_tree_all_reduce(size: int, root: int) -> Schedule:
     """Each half of the data goes up and down a binary tree of its own, slice after slice: about 4·log₂ p steps.
 
     At most 2·N bytes sent per rank, N by most: the leaves of one tree are inner ranks of the other
-    (Sanders, Speck and Träff, 2009, section 5). Every sum is made by one rank and then copied.
+    (Sanders, Speck and Träff, 2009). Every sum is made by one rank and then copied.
     """
     trees = []
     for parents in two_trees(size):

@@ -14,7 +14,7 @@ from collectives.schedule import Instruction, Ref, Row, Schedule, copy, recv, se
 def double_binary_tree_broadcast(size: int, root: int) -> Schedule:
     """Each half of the data goes down a binary tree of the other ranks, slice after slice: about 2·log₂ p steps.
 
-    N bytes sent by the root and by at most N by every other rank (Sanders, Speck and Träff, 2009, section 4).
+    N bytes sent by the root, and at most N by every other rank (Sanders, Speck and Träff, 2009).
     """
     trees = []
     for parents in two_trees(size - 1):

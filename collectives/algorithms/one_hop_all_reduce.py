@@ -12,7 +12,7 @@ from collectives.schedule import Ref, Row, Schedule, copy, fold, recv, send
 def one_hop_all_reduce(size: int, root: int) -> Schedule:
     """Everyone sends everything to everyone and folds in rank order: one hop, the latency bound where messages overlap.
 
-    (p − 1)·N bytes sent per rank, p·N of scratch (the "one-shot" of NVIDIA's TensorRT-LLM and of MSCCL's all-pairs).
+    (p − 1)·N bytes sent per rank, p·N of scratch (the "one-shot" all-reduce of NVIDIA's TensorRT-LLM).
     """
 
     def program(rank: int) -> Iterator[Row]:

@@ -14,7 +14,7 @@ def recursive_doubling_all_gather(size: int, root: int) -> Schedule:
     """Partners at distance 1, 2, 4, … swap all blocks they have: log₂ p steps.
 
     (p − 1)/p·N bytes sent per rank, N the gathered size; where p is no power of two, two steps more and up to 2·N by a host
-    (Thakur, Rabenseifner and Gropp, 2005, section 4.1).
+    (Thakur, Rabenseifner and Gropp, 2005).
     """
     core = Core(size)
 

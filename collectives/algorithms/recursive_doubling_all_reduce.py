@@ -13,8 +13,8 @@ from collectives.schedule import Ref, Row, Schedule, copy, recv, recv_reduce, se
 def recursive_doubling_all_reduce(size: int, root: int) -> Schedule:
     """Partners at distance 1, 2, 4, … swap everything they have: log₂ p steps, two more where p is no power of two.
 
-    log₂ p·N bytes sent per rank; where p is no power of two, ⌊log₂ p⌋·N, and N more by a host. Both partners add the same two numbers, so that
-    all ranks hold the same bits (Thakur, Rabenseifner and Gropp, 2005, section 4.5).
+    log₂ p·N bytes sent per rank; where p is no power of two, ⌊log₂ p⌋·N, and N more by a host. Both partners add the same
+    two numbers, so that all ranks hold the same bits (Thakur, Rabenseifner and Gropp, 2005).
     """
     core = Core(size)
 

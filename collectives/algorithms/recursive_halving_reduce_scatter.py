@@ -14,7 +14,7 @@ def recursive_halving_reduce_scatter(size: int, root: int) -> Schedule:
     """Partners at distance p/2, p/4, …, 1 swap the halves that the other answers for: log₂ p steps.
 
     (p − 1)/p·N bytes sent per rank; where p is no power of two, two steps more and N by a guest
-    (Thakur, Rabenseifner and Gropp, 2005, section 4.3).
+    (Thakur, Rabenseifner and Gropp, 2005).
     """
     core = Core(size)
 

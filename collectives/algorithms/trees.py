@@ -45,7 +45,7 @@ def two_trees(size: int) -> list[list[int | None]]:
     """The parent of every rank in two binary trees of depth ⌈log₂ p⌉, None for the roots.
 
     In the first the odd ranks are leaves; the second is its mirror image or, for an odd size, the first moved by one place,
-    so that (but for one rank at an odd size) nobody has children in both (Sanders, Speck and Träff, 2009, section 3).
+    so that (but for one rank at an odd size) nobody has children in both (Sanders, Speck and Träff, 2009).
     """
 
     def parent(rank: int) -> int | None:
