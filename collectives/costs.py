@@ -54,6 +54,7 @@ DEFAULTS: Final[Mapping[str, LinkCosts]] = {
     "inproc": LinkCosts(100e-6, 20e-6, 30e-6, 0.2e-9, 0.15e-9),
     "tcp": LinkCosts(57e-6, 6e-6, 9e-6, 0.51e-9, 0.07e-9),
     "mpi": LinkCosts(57e-6, 0.0, 15e-6, 0.22e-9, 0.07e-9),
+    "shm": LinkCosts(0.2e-6, 0.1e-6, 0.0, 0.08e-9, 0.07e-9),
 }
 """Two ranks on a virtual machine with 2 cores (Intel Xeon with AVX-512), by `python -m collectives tune`."""
 
@@ -109,17 +110,19 @@ def costs_file(cache: Path) -> Path:
     return cache / "collectives" / "tune.json"
 
 
-def agree_on_costs(cache: Path, transport: str, rank: int, broadcast: Callable[[Array], object]) -> LinkCosts:
-    """The costs that rank 0 knows for the transport, on all ranks, so that all choose alike; `broadcast` is from rank 0.
-
-    Where rank 0's file is damaged it warns, and all take the built-in costs.
-    """
+def known_costs(cache: Path, transport: str, rank: int) -> LinkCosts:
+    """The costs kept for the transport, or the built-in ones; rank 0 warns of a damaged file."""
     costs = default_costs(transport)
-    if rank == 0:
-        try:
-            costs = load(costs_file(cache)).get(transport, costs)
-        except CostsError as error:
+    try:
+        return load(costs_file(cache)).get(transport, costs)
+    except CostsError as error:
+        if rank == 0:
             warnings.warn(f"{error}; the built-in costs serve until then", RuntimeWarning, stacklevel=3)
-    numbers = np.array(astuple(costs))
+        return costs
+
+
+def agree_on_costs(cache: Path, transport: str, rank: int, broadcast: Callable[[Array], object]) -> LinkCosts:
+    """The costs that rank 0 knows for the transport, on all ranks, so that all choose alike; `broadcast` is from rank 0."""
+    numbers = np.array(astuple(known_costs(cache, transport, rank) if rank == 0 else default_costs(transport)))
     broadcast(numbers)
     return LinkCosts(*numbers.tolist())

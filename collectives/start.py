@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final, Literal
 
 from collectives.communicator import Communicator
-from collectives.costs import agree_on_costs
+from collectives.costs import agree_on_costs, known_costs
 from collectives.job import Job
 from collectives.mapped import FIRST_BOARD, new_board
 from transports import environment
@@ -40,7 +40,10 @@ def init(transport: str | None = None, *, timeout: float | None = None, determin
     assert first in (None, FIRST_BOARD)
     boards = None if first is None else [first] * connected.size
     job, ranks = Job(connected, settings.slice_bytes, settings.learnt_fd), range(connected.size)
-    if connected.size > 1:
+    if boards is not None:
+        # One host, one file; and over shared memory nothing is chosen by costs.
+        job.costs = known_costs(settings.cache, connected.name, connected.rank)
+    elif connected.size > 1:
         aside = Communicator(job, ranks, SETTINGS_CONTEXT, settings.timeout)
         job.costs = agree_on_costs(settings.cache, connected.name, connected.rank, aside.broadcast)
     return Communicator(job, ranks, 0, settings.timeout, boards, deterministic=deterministic)

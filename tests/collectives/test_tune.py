@@ -26,22 +26,26 @@ def run(cache, *arguments):
 def test_tuning_measures_and_keeps(tmp_path):
     done = run(tmp_path, "tune")
     assert done.returncode == 0, done.stderr
-    costs = load(costs_file(tmp_path))["tcp"]
-    assert f"tcp: {costs}" in done.stdout
-    assert 1e-6 < costs.call + costs.message < 0.1
-    assert 1e-12 < costs.byte < 1e-6
-    assert 1e-12 < costs.reduced_byte < 1e-7
+    found = load(costs_file(tmp_path))
+    for name in ("tcp", "shm"):
+        costs = found[name]
+        assert f"{name}: {costs}" in done.stdout
+        assert 1e-8 < costs.call + costs.message < 0.1
+        assert 1e-12 < costs.byte < 1e-6
+        assert 1e-12 < costs.reduced_byte < 1e-7
+    assert found["shm"].call < found["tcp"].call
 
 
 @pytest.mark.slow
-def test_a_job_goes_by_the_file_of_rank_zero(tmp_path):
+@pytest.mark.parametrize("transport", ["tcp", "shm"])
+def test_a_job_goes_by_the_file_of_rank_zero(tmp_path, transport):
     program = tmp_path / "program.py"
     program.write_text(EXPLAIN)
     costs = LinkCosts(1e-3, 2e-3, 3e-3, 4e-9, 5e-9)
-    save(costs_file(tmp_path), {"tcp": costs})
-    done = run(tmp_path, "run", "-n", "2", str(program))
+    save(costs_file(tmp_path), {transport: costs})
+    done = run(tmp_path, "run", "-n", "2", "--env", f"COLLECTIVES_TRANSPORT={transport}", str(program))
     assert sorted(done.stdout.splitlines()) == [f"[{rank}] {costs}" for rank in range(2)], done.stderr
     costs_file(tmp_path).write_text("{")
-    done = run(tmp_path, "run", "-n", "2", str(program))
+    done = run(tmp_path, "run", "-n", "2", "--env", f"COLLECTIVES_TRANSPORT={transport}", str(program))
     assert done.returncode == 0
     assert done.stderr.count("the built-in costs serve until then") == 1
