@@ -434,7 +434,7 @@ class Communicator:
     ) -> Any:
         self._check_open()
         dtype = source.flat.dtype
-        named_op, scale_after = self._prepare(op, source, target, dtype, outputs)
+        named_op, scale_after = self._prepare(name, op, source, target, dtype, outputs)
         call = Call(
             name, dtype, sum(blocks) if blocks else count if count is not None else max(inputs + outputs, default=0),
             named_op, root, blocks,
@@ -476,10 +476,10 @@ class Communicator:
         return find(name, chosen)
 
     def _prepare(
-        self, op: Op | None, source: Operand, target: Operand, dtype: np.dtype[Any], outputs: tuple[int, ...]
+        self, name: str, op: Op | None, source: Operand, target: Operand, dtype: np.dtype[Any], outputs: tuple[int, ...]
     ) -> tuple[ReduceOp | None, float | None]:
         """Check the operation; scale the input of a premultiplied sum; returns (op, factor for the output)."""
-        if op is None:
+        if not COLLECTIVES[name].reduces:
             return None, None
         if isinstance(op, PremultipliedSum):
             kernels.check(ReduceOp.AVG, dtype)
@@ -487,7 +487,7 @@ class Communicator:
                 source.flat = source.flat.copy()
             kernels.scale(source.flat, op.factor)
             return ReduceOp.SUM, None
-        kernels.check(op, dtype)
+        kernels.check(op, dtype)  # type: ignore[arg-type]  # it refuses None and all else that is no operation
         return op, 1.0 / self.size if op is ReduceOp.AVG and outputs else None
 
     def _in_place(

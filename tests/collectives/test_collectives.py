@@ -420,6 +420,26 @@ def test_local_misuse():
     run_ranks(2, rank)
 
 
+def test_what_is_no_operation_is_refused_before_anything_is_sent():
+    def rank(comm):
+        x = np.ones(2 * comm.size)
+        for op in (None, "sum", 0):
+            for call in (
+                lambda op=op: comm.all_reduce(x, op),
+                lambda op=op: comm.all_reduce(x, op, async_op=True),
+                lambda op=op: comm.reduce(x, 0, op),
+                lambda op=op: comm.reduce_scatter(x, None, op),
+                lambda op=op: comm.reduce_scatter_v(x, [2] * comm.size, None, op),
+                lambda op=op: comm.scan(x, op),
+            ):
+                with pytest.raises(TypeError, match=f"op is {op!r}; expected a ReduceOp: SUM"):
+                    call()
+        assert comm.all_reduce(np.ones(1))[0] == comm.size
+
+    run_ranks(1, rank)
+    run_ranks(2, rank)
+
+
 def test_alone():
     with cc.init() as comm:
         assert (comm.rank, comm.size) == (0, 1)
