@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import time
 import weakref
 from collections import defaultdict
@@ -37,6 +38,8 @@ Op = ReduceOp | PremultipliedSum
 
 _POINT_TO_POINT: Final = 1 << 31
 """Added to a communicator's context: its messages of send and recv, with the tag in place of the sequence number."""
+_COLOR: Final = "a whole number from 0 that fits 64 bits, or None to be in no group"
+_KEY: Final = "a whole number that fits 64 bits"
 
 
 class Communicator:
@@ -125,7 +128,7 @@ class Communicator:
         """Copy the root's `x` into `x` on all other ranks; returns `x`."""
         if not async_op and self._fast.broadcast(x, root):
             return x
-        self._check_root(root)
+        root = self._check_root(root)
         array = Operand(x, "x", writable=self.rank != root)
         counts = (array.flat.size,)
         inputs = counts if self.rank == root else ()
@@ -137,7 +140,7 @@ class Communicator:
         """Reduce `x` over all ranks to the root; returns `out` (by default a new array) there and None elsewhere."""
         if not async_op and self._fast.reduce(x, root, op, out):
             return out if self.rank == root else None
-        self._check_root(root)
+        root = self._check_root(root)
         array = Operand(x, "x")
         target = output_for(out, array.array.shape, array.array, "reduce") if self.rank == root else _nothing(array)
         counts = (array.flat.size,)
@@ -149,7 +152,7 @@ class Communicator:
         """Gather `x` of all ranks at the root; returns `out`, of shape (size, *x.shape), there and None elsewhere."""
         if not async_op and self._fast.gather(x, root, out):
             return out if self.rank == root else None
-        self._check_root(root)
+        root = self._check_root(root)
         array = Operand(x, "x")
         counts = (array.flat.size,)
         if self.rank != root:
@@ -164,7 +167,7 @@ class Communicator:
         """Send block r of the root's `x` to rank r; returns `out`, which ranks other than the root must give (`x` is None there)."""
         if not async_op and self._fast.scatter(x, root, out):
             return out
-        self._check_root(root)
+        root = self._check_root(root)
         if self.rank == root:
             array = Operand(x, "x")
             target = output_for(out, self._block_shape(array.array, "scatter"), array.array, "scatter")
@@ -278,6 +281,7 @@ class Communicator:
         """Send `x` to `peer`; returns when `x` may be changed again, which may be before it has arrived."""
         if not async_op and self._fast.send(x, peer, tag):
             return None
+        peer, tag = self._check_peer(peer, "peer"), _check_tag(tag)
         array = Operand(x, "x")
         return self._point_to_point(array, send(peer, Ref("in", 0)), peer, tag, None, async_op)
 
@@ -285,6 +289,7 @@ class Communicator:
         """Receive into `x` what `peer` sends with this tag, of exactly this count and dtype; returns `x`."""
         if not async_op and self._fast.recv(x, peer, tag):
             return x
+        peer, tag = self._check_peer(peer, "peer"), _check_tag(tag)
         array = Operand(x, "x", writable=True)
         return self._point_to_point(array, recv(peer, Ref("out", 0)), peer, tag, x, async_op)
 
@@ -292,6 +297,7 @@ class Communicator:
         """Send `x` to rank `to` while receiving `out` from rank `source`; returns `out`."""
         if self._fast.sendrecv(x, to, out, source, tag):
             return out
+        to, source = self._check_peer(to, "to"), self._check_peer(source, "source")
         receiving = self.recv(out, source, tag, async_op=True)
         self.send(x, to, tag)
         receiving.wait()
@@ -304,8 +310,13 @@ class Communicator:
 
         Collective over this communicator, also for ranks with color None.
         """
-        if color is not None and color < 0:
-            raise ValueError(f"split: color is {color}, expected a number from 0, or None to be in no group")
+        if color is not None:
+            color = _integer(color, "split: color", _COLOR)
+            if not 0 <= color < 1 << 63:
+                raise ValueError(f"split: color is {color}; expected {_COLOR}")
+        key = _integer(key, "split: key", _KEY)
+        if not -(1 << 63) <= key < 1 << 63:
+            raise ValueError(f"split: key is {key}; expected {_KEY}")
         board = new_board(self._job.transport, self.size) if color is not None else None
         mine = np.array([-1 if color is None else color, key, self._job.next_context, board or 0], np.int64)
         everyone = self.all_gather(mine)
@@ -514,10 +525,6 @@ class Communicator:
         self, array: Operand, instruction: Any, peer: int, tag: int, result: object, async_op: bool
     ) -> Any:
         self._check_open()
-        if not 0 <= peer < self.size or peer == self.rank:
-            raise ValueError(f"peer is {peer}; expected another rank, 0 to {self.size - 1} and not {self.rank}")
-        if not 0 <= tag < 1 << 32:
-            raise ValueError(f"tag is {tag}; expected 0 to {(1 << 32) - 1}")
         dtype, count = array.flat.dtype, array.flat.size
         if self._mapped is not None:
             call = Call("send/recv", dtype, count)
@@ -598,9 +605,19 @@ class Communicator:
         if self._closed:
             raise ValueError("this communicator is closed; call collectives.init(), split or dup for another")
 
-    def _check_root(self, root: int) -> None:
+    def _check_root(self, root: int) -> int:
+        expected = f"a rank, 0 to {self.size - 1}"
+        root = _integer(root, "root", expected)
         if not 0 <= root < self.size:
-            raise ValueError(f"root is {root}; expected a rank, 0 to {self.size - 1}")
+            raise ValueError(f"root is {root}; expected {expected}")
+        return root
+
+    def _check_peer(self, peer: int, name: str) -> int:
+        expected = f"another rank, 0 to {self.size - 1} and not {self.rank}"
+        peer = _integer(peer, name, expected)
+        if not 0 <= peer < self.size or peer == self.rank:
+            raise ValueError(f"{name} is {peer}; expected {expected}")
+        return peer
 
     def _block_shape(self, array: Array, collective: str) -> tuple[int, ...]:
         if array.ndim and array.shape[0] % self.size == 0:
@@ -613,10 +630,33 @@ class Communicator:
         )
 
     def _check_counts(self, counts: Sequence[int], name: str, collective: str) -> tuple[int, ...]:
-        found = tuple(int(count) for count in counts)
+        expected = f"{self.size} whole numbers from 0, one a rank"
+        try:
+            given = tuple(counts)
+        except TypeError:
+            raise TypeError(f"{collective}: {name} is {counts!r}; expected {expected}") from None
+        found = tuple(
+            _integer(count, f"{collective}: {name}[{rank}]", "a whole number") for rank, count in enumerate(given)
+        )
         if len(found) != self.size or min(found) < 0:
-            raise ValueError(f"{collective}: {name} is {found}; expected {self.size} numbers from 0, one a rank")
+            raise ValueError(f"{collective}: {name} is {found}; expected {expected}")
         return found
+
+
+def _integer(value: object, name: str, expected: str) -> int:
+    """A Python int of what is an integer, numpy's included; nothing else is rounded or converted."""
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected {expected}") from None
+
+
+def _check_tag(tag: int) -> int:
+    expected = f"0 to {(1 << 32) - 1}"
+    tag = _integer(tag, "tag", expected)
+    if not 0 <= tag < 1 << 32:
+        raise ValueError(f"tag is {tag}; expected {expected}")
+    return tag
 
 
 def _check_total(array: Operand, counts: tuple[int, ...], collective: str, name: str) -> None:

@@ -410,7 +410,7 @@ def test_local_misuse():
             (ValueError, "root is 2", lambda: comm.broadcast(np.ones(2), 2)),
             (ValueError, "peer is", lambda: comm.send(np.ones(2), comm.rank)),
             (TypeError, "use SUM and divide", lambda: comm.all_reduce(np.ones(2, int), cc.ReduceOp.AVG)),
-            (ValueError, "expected 2 numbers", lambda: comm.all_gather_v(np.ones(2), [2])),
+            (ValueError, "expected 2 whole numbers", lambda: comm.all_gather_v(np.ones(2), [2])),
             (ValueError, "must pass out", lambda: comm.scatter(None, 1 - comm.rank)),
         ]:
             with pytest.raises(error, match=message):

@@ -45,3 +45,11 @@ def test_mismatches_timeouts_and_interrupts_name_the_culprit():
     done = run(3, "troubles.py")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("as it should") == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("transport", ["tcp", "shm"])
+def test_wrong_arguments_are_refused_before_anything_is_sent(transport):
+    done = run(2, "misuse.py", transport)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("is told") == 2
