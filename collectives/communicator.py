@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import time
 import weakref
@@ -28,7 +29,7 @@ from collectives.select import LARGE_MESSAGE, Explanation, choose, explain
 from collectives.spec import COLLECTIVES
 from collectives.stats import Stats, frozen
 from collectives.work import Work
-from kernels import PremultipliedSum, ReduceOp
+from kernels import PremultipliedSum, ReduceOp, dtypes
 from transports.base import Ledger
 from transports.errors import Failure
 from transports.shm import ShmTransport
@@ -38,6 +39,7 @@ Op = ReduceOp | PremultipliedSum
 
 _POINT_TO_POINT: Final = 1 << 31
 """Added to a communicator's context: its messages of send and recv, with the tag in place of the sequence number."""
+_LARGEST_ARRAY: Final = (1 << 63) - 1
 _COLOR: Final = "a whole number from 0 that fits 64 bits, or None to be in no group"
 _KEY: Final = "a whole number that fits 64 bits"
 
@@ -340,11 +342,18 @@ class Communicator:
     def empty(self, shape: int | Sequence[int], dtype: DTypeLike = np.float32) -> Array:
         """An uninitialised array in the shared heap, on which collectives copy nothing; ordinary memory without one.
 
-        Its memory is reserved here, and given back when the last view of the array is gone. Raises MemoryError.
+        Its memory is reserved here, and given back when the last view of the array is gone. Raises MemoryError; TypeError
+        for a dtype that cannot travel.
         """
         kind = np.dtype(dtype)
-        dims = (shape,) if isinstance(shape, int) else tuple(shape)
-        nbytes = int(np.prod(dims, dtype=np.int64)) * kind.itemsize
+        dtypes.check(kind, "empty: the array")
+        given = tuple(shape) if np.iterable(shape) else (shape,)
+        dims = tuple(_integer(length, "empty: shape", "whole numbers from 0") for length in given)
+        if min(dims, default=0) < 0:
+            raise ValueError(f"empty: shape is {shape}; expected whole numbers from 0")
+        nbytes = math.prod(dims) * kind.itemsize
+        if nbytes > _LARGEST_ARRAY:
+            raise MemoryError(f"empty: shape {shape} of {kind} takes {nbytes} bytes, more than there are addresses")
         transport = self._job.transport
         if not isinstance(transport, ShmTransport):
             return np.empty(dims, kind)

@@ -54,6 +54,19 @@ refused(ValueError, "split: color is -1; expected", lambda: comm.split(-1))
 refused(ValueError, "split: key is 9223372036854775808; expected", lambda: comm.split(0, 1 << 63))
 refused(TypeError, "all_gather_v: counts is None; expected 2 whole numbers", lambda: comm.all_gather_v(x, None))
 refused(ValueError, "all_gather_v: counts is (4, -4); expected", lambda: comm.all_gather_v(x, [4, -4]))
+refused(ValueError, "empty: shape is -1; expected whole numbers from 0", lambda: comm.empty(-1))
+refused(ValueError, "empty: shape is (3, -2); expected", lambda: comm.empty((3, -2)))
+refused(TypeError, "empty: shape is 1.5 (float); expected", lambda: comm.empty(1.5))
+refused(TypeError, "empty: shape is None (NoneType); expected", lambda: comm.empty(None))
+refused(TypeError, "empty: shape is 'a' (str); expected", lambda: comm.empty((2, "a")))
+refused(TypeError, "empty: the array has dtype object; expected one of bool", lambda: comm.empty(2, object))
+refused(MemoryError, "empty: shape (1099511627776, 1099511627776)", lambda: comm.empty((1 << 40, 1 << 40)))
+for shape in ((), (0,), (3, 0), (2, 3), np.int64(2), [2, np.int32(2)], np.array([2, 2])):
+    found = comm.empty(shape, np.int16)
+    assert found.shape == np.empty(shape).shape
+    found[...] = 1
+    comm.all_reduce(found)
+    assert (found == 2).all()
 
 # numpy's integers are integers, over every way in.
 for kind in (np.int64, np.uint8, np.int16):
