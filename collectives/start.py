@@ -25,16 +25,17 @@ def init(transport: str | None = None, *, timeout: float | None = None, determin
     `python -m collectives run`; a process that was started alone is a job of size 1. Every rank must call it.
 
     `transport`: auto, tcp or mpi, by default COLLECTIVES_TRANSPORT or auto. `timeout`: seconds for joining and for every
-    call, by default COLLECTIVES_TIMEOUT or 300. `deterministic`: reduce in rank order and round once, so that the bits of a
-    result depend on nothing but the inputs: neither on sizes nor on the algorithm. It must be the same on all ranks.
+    call, by default COLLECTIVES_TIMEOUT or 300; `math.inf` for no limit. `deterministic`: reduce in rank order and round once,
+    so that the bits of a result depend on nothing but the inputs: neither on sizes nor on the algorithm. It must be the same
+    on all ranks.
 
-    Raises RendezvousError (naming the ranks that have not come), AuthenticationError, TransportUnavailable.
+    Raises TypeError or ValueError for wrong arguments, RendezvousError (naming the ranks that have not come), AuthenticationError, TransportUnavailable.
     """
     settings = environment.settings()
     if transport is not None:
         settings = replace(settings, transport=transport)
     if timeout is not None:
-        settings = replace(settings, timeout=timeout)
+        settings = replace(settings, timeout=environment.check_timeout(timeout, "init: timeout"))
     connected = connect(environment.detect(), settings)
     first = new_board(connected, connected.size)
     assert first in (None, FIRST_BOARD)

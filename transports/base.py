@@ -22,6 +22,8 @@ from transports.errors import Failure, JobFailed, LabelMismatch
 
 LABEL_BYTES = 24
 NO_LABEL = bytes(LABEL_BYTES)
+LONGEST_WAIT = 3600.0
+"""Seconds that one look for messages may take: what the operating system waits has a limit, some 24 days, and is no float."""
 
 
 @dataclass(slots=True)
@@ -217,7 +219,7 @@ class Transport(ABC):
         Raises JobFailed when a peer is lost or has aborted, LabelMismatch when a message does not fit its receive.
         """
         self._check_usable(None)
-        return self._progress(timeout)
+        return self._progress(min(timeout, LONGEST_WAIT))
 
     def abort(self, failure: Failure) -> None:
         """End the job: this transport refuses further calls with `failure`, and every other rank learns of it."""

@@ -17,6 +17,10 @@ from transports.tcp import TcpTransport
 NAMES: Final = ("auto", "inproc", "tcp", "mpi", "shm", "cuda_ipc")
 
 
+_LONGEST_JOIN: Final = 20 * 86400.0
+"""Seconds: a socket's timeout must fit into 2³¹ ms."""
+
+
 def connect(world: World, settings: Settings) -> Transport:
     """The transport of this rank: the one that the settings name, or with `auto` shared memory on one host, else TCP or MPI.
 
@@ -48,10 +52,11 @@ def connect(world: World, settings: Settings) -> Transport:
             f"the ranks of this job ({world.source}) are on several hosts, and no address is given where they meet; set "
             "COLLECTIVES_RENDEZVOUS=host:port on all of them (a free port of rank 0's host), or install mpi4py"
         )
-    connections = meet(world, settings.timeout)
+    patience = min(settings.timeout, _LONGEST_JOIN)
+    connections = meet(world, patience)
     if name == "shm" or (name == "auto" and world.one_host):
         try:
-            return connect_shm(world.rank, world.size, connections, settings.timeout)
+            return connect_shm(world.rank, world.size, connections, patience)
         except TransportUnavailable:
             if name == "shm":
                 for connection, _ in connections.values():

@@ -6,6 +6,7 @@ Pure functions over a mapping. Launchers are recognised in this order: our own, 
 from __future__ import annotations
 
 import itertools
+import numbers
 import os
 import re
 import zlib
@@ -22,6 +23,7 @@ _RANGE: Final = r"[0-9]+(?:-[0-9]+)?"
 _NODE: Final = rf"(?:[^][,\s]|\[{_RANGE}(?:,{_RANGE})*\])+"
 _NODE_LIST: Final = re.compile(rf"{_NODE}(?:,{_NODE})*")
 _NODE_PART: Final = re.compile(r"\[([^]]*)\]|([^][]+)")
+_SECONDS: Final = "a number of seconds above 0, or inf for no limit"
 _PORT_BASE, _PORTS = 20000, 12000  # below the ports that Linux gives to outgoing connections
 
 
@@ -57,7 +59,7 @@ class Settings:
 
     transport: str = "auto"
     timeout: float = 300.0
-    """Seconds, for the rendezvous and for every call."""
+    """Seconds, for the rendezvous and for every call; infinity: no limit."""
     slice_bytes: int | None = None
     cache: Path = Path(".cache")
     """The user's folder for what can be made again."""
@@ -98,17 +100,28 @@ def detect(environ: Mapping[str, str] | None = None) -> World:
 def settings(environ: Mapping[str, str] | None = None) -> Settings:
     """The settings; raises RendezvousError naming a variable that makes no sense."""
     variables = os.environ if environ is None else environ
-    seconds = variables.get("COLLECTIVES_TIMEOUT", "300")
+    text = variables.get("COLLECTIVES_TIMEOUT", "300")
     try:
-        timeout = float(seconds)
+        timeout = check_timeout(float(text), "COLLECTIVES_TIMEOUT")
     except ValueError:
-        timeout = 0.0
-    if not timeout > 0:
-        raise RendezvousError(f"COLLECTIVES_TIMEOUT is {seconds!r}; expected a number of seconds above 0")
+        raise RendezvousError(f"COLLECTIVES_TIMEOUT is {text!r}; expected {_SECONDS}") from None
     slice_bytes = _number(variables, "COLLECTIVES_SLICE_BYTES", 1) if "COLLECTIVES_SLICE_BYTES" in variables else None
     learnt_fd = _number(variables, "COLLECTIVES_LEARNT_FD") if "COLLECTIVES_LEARNT_FD" in variables else None
     cache = Path(variables.get("XDG_CACHE_HOME") or Path(variables.get("HOME", "/")) / ".cache")
     return Settings(variables.get("COLLECTIVES_TRANSPORT", "auto"), timeout, slice_bytes, cache, learnt_fd)
+
+
+def check_timeout(timeout: object, name: str) -> float:
+    """Seconds as a float; raises TypeError or ValueError, naming `name`, for what is no number above 0."""
+    if not isinstance(timeout, numbers.Real):
+        raise TypeError(f"{name} is {timeout!r} ({type(timeout).__name__}); expected {_SECONDS}")
+    try:
+        seconds = float(timeout)
+    except OverflowError:
+        seconds = float("inf") if timeout > 0 else 0.0  # type: ignore[operator]
+    if not seconds > 0:
+        raise ValueError(f"{name} is {timeout!r}; expected {_SECONDS}")
+    return seconds
 
 
 def _world(

@@ -440,6 +440,23 @@ def test_what_is_no_operation_is_refused_before_anything_is_sent():
     run_ranks(2, rank)
 
 
+def test_a_wrong_timeout_is_named():
+    for kind, wrong in ((ValueError, -1), (ValueError, 0), (ValueError, float("nan")), (TypeError, "x")):
+        with pytest.raises(kind, match="init: timeout is .*; expected a number of seconds above 0, or inf"):
+            cc.init(timeout=wrong)
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), 1e300, 3e6])
+def test_no_limit_of_time(timeout):
+    def rank(comm):
+        comm.timeout = timeout
+        for _ in range(3):
+            comm.all_reduce(np.ones(300))
+            assert comm.all_reduce(np.ones(300), async_op=True).wait(timeout)[0] == 3
+
+    run_ranks(3, rank)
+
+
 def test_alone():
     with cc.init() as comm:
         assert (comm.rank, comm.size) == (0, 1)

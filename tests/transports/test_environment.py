@@ -1,6 +1,9 @@
+from fractions import Fraction
+
+import numpy as np
 import pytest
 
-from transports.environment import detect, hosts, settings
+from transports.environment import check_timeout, detect, hosts, settings
 from transports.errors import RendezvousError
 
 OPEN_MPI = {
@@ -139,5 +142,17 @@ def test_what_makes_no_sense_is_named(variables, named):
 def test_settings():
     assert settings({}).timeout == 300
     assert settings({"COLLECTIVES_SLICE_BYTES": "4096"}).slice_bytes == 4096
-    with pytest.raises(RendezvousError, match="COLLECTIVES_TIMEOUT is 'soon'"):
-        settings({"COLLECTIVES_TIMEOUT": "soon"})
+    assert settings({"COLLECTIVES_TIMEOUT": "inf"}).timeout == float("inf")
+    for wrong in ("soon", "", "0", "-1", "nan"):
+        with pytest.raises(RendezvousError, match=f"COLLECTIVES_TIMEOUT is '{wrong}'; expected a number of seconds"):
+            settings({"COLLECTIVES_TIMEOUT": wrong})
+
+
+def test_timeouts():
+    for right in (0.5, 3, Fraction(1, 2), np.float32(2), np.int64(3), float("inf")):
+        assert check_timeout(right, "timeout") == right
+    assert check_timeout(10**400, "timeout") == float("inf")
+    for kind, wrong in ((ValueError, 0), (ValueError, -1), (ValueError, float("nan")), (ValueError, -(10**400)),
+                        (TypeError, "3"), (TypeError, None), (TypeError, [1]), (TypeError, 1j)):  # fmt: skip
+        with pytest.raises(kind, match="^timeout is "):
+            check_timeout(wrong, "timeout")

@@ -51,6 +51,20 @@ def mpirun(kind, ranks, *program, options=()):
     return run([*mpi, *options, "-n", ranks, sys.executable, *program], **more)
 
 
+@pytest.mark.parametrize("transport", ["tcp", "shm"])
+@pytest.mark.parametrize("timeout", ["inf", "1e300", "3000000"])
+def test_no_limit_of_time(transport, timeout):
+    program = "import collectives as cc; c = cc.init(); c.barrier(); c.send(b'a', 1) if c.rank == 0 else c.recv(bytearray(1), 0)"
+    command = [sys.executable, "-c", program]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    more = {"COLLECTIVES_TIMEOUT": timeout, "COLLECTIVES_TRANSPORT": transport, "COLLECTIVES_LOCAL_SIZE": "2"}
+    ranks = [
+        subprocess.Popen(command, env=clean_environment(**rank_variables(rank, 2, address, **more))) for rank in (0, 1)
+    ]
+    assert [rank.wait(30) for rank in ranks] == [0, 0]
+
+
 @pytest.mark.parametrize("program", ["conformance.py", "every_collective.py"])
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_embedded_launcher(program, ranks):
