@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 
 import kernels
@@ -32,6 +34,8 @@ def _show(arguments: argparse.Namespace) -> int:
     names = [entry.name for entry in registered(arguments.collective)]
     if arguments.collective not in COLLECTIVES:
         find(arguments.collective, "")
+    if not 0 <= arguments.root < arguments.ranks:
+        raise ValueError(f"--root is {arguments.root}; expected a rank, 0 to {arguments.ranks - 1}")
     for name in [arguments.algorithm] if arguments.algorithm else names:
         print(find(arguments.collective, name).schedule(arguments.ranks, arguments.root), end="\n\n")
     return 0
@@ -57,6 +61,17 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def main() -> int:
     """Run the command line; returns the exit code."""
+    try:
+        try:
+            return _run()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads the output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left of it is not to be tried again at exit
+        return 128 + signal.SIGPIPE
+
+
+def _run() -> int:
     parser = OneLineParser(prog="python -m collectives", description="Collective communication between ranks.")
     commands = parser.add_subparsers(required=True, metavar="command")
     add_run_command(commands)
