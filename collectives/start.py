@@ -10,9 +10,8 @@ from collectives.communicator import Communicator
 from collectives.costs import agree_on_costs, known_costs
 from collectives.job import Job
 from collectives.mapped import FIRST_BOARD, new_board
-from transports import environment
+from transports import connect, environment
 from transports import launch as launcher
-from transports.connect import connect
 
 SETTINGS_CONTEXT: Final = 1 << 30
 """Of the messages by which `init` spreads what rank 0 knows: one that `split` never gives out."""
@@ -36,7 +35,7 @@ def init(transport: str | None = None, *, timeout: float | None = None, determin
         settings = replace(settings, transport=transport)
     if timeout is not None:
         settings = replace(settings, timeout=environment.check_timeout(timeout, "init: timeout"))
-    connected = connect(environment.detect(), settings)
+    connected = connect.connect(environment.detect(), settings)
     first = new_board(connected, connected.size)
     assert first in (None, FIRST_BOARD)
     boards = None if first is None else [first] * connected.size
@@ -48,6 +47,19 @@ def init(transport: str | None = None, *, timeout: float | None = None, determin
         aside = Communicator(job, ranks, SETTINGS_CONTEXT, settings.timeout)
         job.costs = agree_on_costs(settings.cache, connected.name, connected.rank, aside.broadcast)
     return Communicator(job, ranks, 0, settings.timeout, boards, deterministic=deterministic)
+
+
+def check_launch(ranks: int) -> None:
+    """Called before `launch`: raise what the settings would make every one of `ranks` ranks raise in `init`.
+
+    Raises ValueError or TransportUnavailable for a COLLECTIVES_TRANSPORT that cannot serve, RendezvousError for other variables.
+    """
+    connect.check_launch(ranks)
+
+
+def launched_rank() -> int:
+    """The rank that the launcher gave this process, 0 for one that was started alone; raises RendezvousError as `init` does."""
+    return environment.detect().rank
 
 
 def under_launcher() -> bool:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 import collectives
+from collectives.start import check_launch
 from parallel.job import USAGE_ERROR, USAGE_ERRORS, Options, complain, prepare, run
 from parallel.train import TrainingConfiguration, parse_layout
 
@@ -93,9 +94,12 @@ def _options(arguments: argparse.Namespace) -> Options:
 
 
 def _join(ranks: int) -> collectives.Communicator | None:
-    """Return the communicator of this rank, or None in a process that is to start the ranks."""
+    """Return the communicator of this rank, or None in a process that is to start the ranks, which nothing prevents."""
     try:
-        return collectives.init() if ranks == 1 or collectives.under_launcher() else None
+        if ranks == 1 or collectives.under_launcher():
+            return collectives.init()
+        check_launch(ranks)
+        return None
     except (collectives.CommunicationError, ValueError, OSError) as error:
         raise JoinError(str(error)) from error
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import math
+import os
 import re
 import sys
 from pathlib import Path
 from typing import NoReturn
 
+from transports.connect import check_launch
+from transports.errors import CommunicationError
 from transports.launch import OUTPUTS, launch
 
 
@@ -82,6 +85,10 @@ def run_from_arguments(arguments: argparse.Namespace) -> int:
     problem = _problem_of_module(program[0]) if arguments.module else _problem_of_script(program[0])
     if problem:
         arguments.parser.error(problem)
+    try:
+        check_launch(arguments.ranks, {**os.environ, **dict(arguments.env)})
+    except (ValueError, CommunicationError) as error:
+        arguments.parser.error(str(error))
     command = [sys.executable, "-u", *(["-m"] if arguments.module else []), *program]
     return launch(
         command,

@@ -113,11 +113,23 @@ def test_a_killed_rank_ends_the_training_and_is_named(text: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_rank_that_cannot_join_is_one_line(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLLECTIVES_TRANSPORT", "pigeons")
-    done = command(*SMALL, "--layout", "dp1", "--data", str(text))
+@pytest.mark.parametrize(
+    ("layout", "variable", "value", "said"),
+    [
+        ("dp1", "TRANSPORT", "pigeons", "transport is 'pigeons'; expected one of auto, "),
+        ("dp3", "TRANSPORT", "pigeons", "transport is 'pigeons'; expected one of auto, "),
+        ("dp2", "TRANSPORT", "cuda_ipc", "this release has no transport cuda_ipc; "),
+        ("dp2", "TRANSPORT", "mpi", "transport mpi"),
+        ("dp2", "TIMEOUT", "nan", "COLLECTIVES_TIMEOUT is 'nan'; expected a number of seconds above 0"),
+    ],
+)
+def test_settings_that_no_rank_can_have_are_one_line(
+    text: Path, monkeypatch: pytest.MonkeyPatch, layout: str, variable: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv(f"COLLECTIVES_{variable}", value)
+    done = command(*SMALL, "--layout", layout, "--data", str(text))
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: transport is 'pigeons'; expected one of auto, ")
+    assert done.stderr.startswith(f"error: {said}")
     assert done.stderr.count("\n") == 1
 
 
