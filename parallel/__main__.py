@@ -6,14 +6,15 @@ import argparse
 import io
 import os
 import sys
+import time
 from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 import collectives
-from collectives.start import check_launch
+from collectives.start import check_launch, launched_rank
 from parallel.job import USAGE_ERROR, USAGE_ERRORS, Options, complain, prepare, run
-from parallel.train import TrainingConfiguration, parse_layout
+from parallel.train import ConfigurationError, TrainingConfiguration, parse_layout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,13 +38,30 @@ _HELP = {
 }
 
 
+_HEAD_START_SECONDS = 1.0
+"""Launchers end all ranks when the first one fails; rank 0 should have spoken by then."""
+
+
 class JoinError(Exception):
     """This process cannot become a rank; the message says why."""
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(USAGE_ERROR, f"error: {message} (see python -m parallel train --help)\n")
+        _refuse(f"{message} (see python -m parallel train --help)")
+        self.exit(USAGE_ERROR)
+
+
+def _refuse(text: str) -> None:
+    """Say what is wrong with the request; only rank 0 does where a launcher has made the same one of several ranks."""
+    try:
+        rank = launched_rank()
+    except collectives.RendezvousError:
+        rank = 0
+    if rank == 0:
+        complain(text)
+    else:
+        time.sleep(_HEAD_START_SECONDS)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -100,7 +118,9 @@ def _join(ranks: int) -> collectives.Communicator | None:
             return collectives.init()
         check_launch(ranks)
         return None
-    except (collectives.CommunicationError, ValueError, OSError) as error:
+    except ValueError as error:  # a setting, which all ranks have alike
+        raise ConfigurationError(str(error)) from error
+    except (collectives.CommunicationError, OSError) as error:
         raise JoinError(str(error)) from error
 
 
@@ -135,7 +155,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         communicator = _join(options.ranks)
         if communicator is None:
             prepare(options)
-    except (*USAGE_ERRORS, JoinError) as error:
+    except USAGE_ERRORS as error:
+        _refuse(str(error))
+        return USAGE_ERROR
+    except JoinError as error:
         complain(str(error))
         return USAGE_ERROR
     if communicator is None:

@@ -159,6 +159,35 @@ def test_mpirun_trains_the_same_weights(
         assert other[same] == embedded[same]
 
 
+@pytest.mark.slow
+@pytest.mark.mpi
+@pytest.mark.parametrize(
+    ("arguments", "variables", "said"),
+    [
+        (["--layout", "pp2"], {}, "--layout 'pp2' is not known"),
+        (["--no-such-flag"], {}, "unrecognized arguments: --no-such-flag"),
+        (["--steps", "many"], {}, "argument --steps: invalid int value: 'many'"),
+        ([], {"COLLECTIVES_TRANSPORT": "pigeons"}, "transport is 'pigeons'"),
+    ],
+)
+def test_ranks_of_mpirun_say_a_wrong_request_once(
+    text: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], variables: dict[str, str], said: str
+) -> None:
+    mpirun = Path(sys.prefix, "bin", "mpirun")
+    if not mpirun.exists():
+        pytest.skip(f"{mpirun} is not there: make setup installs it")
+    for name, value in {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", **variables}.items():
+        monkeypatch.setenv(name, value)
+    ranks = [sys.executable, "-m", "parallel", "train", *SMALL, "--layout", "dp3", "--data", str(text), *arguments]
+    done = subprocess.run(
+        [mpirun, "--oversubscribe", "-n", "3", *ranks],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.count("error: ") == 1, done.stderr
+    assert f"error: {said}" in done.stderr
+
+
 def started(*arguments: str) -> subprocess.Popen[str]:
     """The command, once its ranks have taken a step."""
     process = subprocess.Popen(
