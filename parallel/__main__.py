@@ -29,7 +29,7 @@ _HELP = {
     "micro_batches": "parts that each rank computes one after the other",
     "steps": "optimizer steps",
     "lr": "peak learning rate",
-    "warmup": "steps until the peak; a cosine to a tenth of it follows",
+    "warmup": "steps until the peak; a cosine to a tenth of it follows (default: 50, at most a tenth of the steps)",
     "weight_decay": "decoupled weight decay of the matrices",
     "clip": "largest gradient norm, 0 for no clipping",
     "dtype": "float32 or float64",
@@ -81,7 +81,8 @@ def _parser() -> argparse.ArgumentParser:
         train.add_argument(
             f"--{field.name.replace('_', '-')}",
             type=kind,
-            default=field.default,
+            # The default of the warm-up depends on the steps.
+            default=argparse.SUPPRESS if field.name == "warmup" else field.default,
             metavar="N",
             help=_HELP[field.name],
         )
@@ -102,9 +103,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _options(arguments: argparse.Namespace) -> Options:
-    training = TrainingConfiguration(
-        **{field.name: getattr(arguments, field.name) for field in fields(TrainingConfiguration)}
-    )
+    warmup = min(TrainingConfiguration.warmup, max(1, arguments.steps // 10))
+    given = {"warmup": warmup, **vars(arguments)}
+    training = TrainingConfiguration(**{field.name: given[field.name] for field in fields(TrainingConfiguration)})
     others = {
         name: getattr(arguments, name) for name in ("data", "threads", "report", "plot", "generate", "compare_steps")
     }

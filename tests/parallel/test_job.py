@@ -15,6 +15,7 @@ import pytest
 from collectives import Communicator
 from collectives.testing import run_ranks
 from parallel import report
+from parallel.__main__ import main
 from parallel.job import Comparison, Options, prepare, run
 from parallel.train import TrainingConfiguration
 
@@ -88,6 +89,27 @@ def processes(text: Path) -> dict[int, dict[bytes, bytes]]:
         except OSError:
             continue
     return found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "warmup"),
+    [
+        ([], 50),
+        (["--steps", "499"], 49),
+        (["--steps", "20"], 2),
+        (["--steps", "1"], 1),
+        (["--steps", "20", "--warmup", "60"], 60),
+        (["--steps", "20", "--warmup", "0"], 0),
+    ],
+)
+def test_the_warm_up_fits_the_steps_unless_it_is_given(
+    arguments: list[str], warmup: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Options] = []
+    monkeypatch.setattr("parallel.__main__.prepare", seen.append)
+    monkeypatch.setattr("collectives.launch", lambda *_, **__: 0)
+    assert main(["train", "--layout", "dp2", "--data", "stdlib", *arguments]) == 0
+    assert seen[0].training.warmup == warmup
 
 
 @pytest.mark.slow
