@@ -66,9 +66,10 @@ def test_no_limit_of_time(transport, timeout):
 
 
 @pytest.mark.parametrize("program", ["conformance.py", "every_collective.py"])
+@pytest.mark.parametrize("transport", ["tcp", "shm"])
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_embedded_launcher(program, ranks):
-    done = embedded(ranks, PROGRAMS / program, "tcp")
+def test_embedded_launcher(program, ranks, transport):
+    done = embedded(ranks, PROGRAMS / program, transport)
     assert done.returncode == 0, done.stderr
     assert sorted(line[:4] for line in done.stdout.splitlines()) == [f"[{rank}] " for rank in range(ranks)]
 
