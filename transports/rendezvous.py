@@ -25,6 +25,7 @@ from typing import Final
 
 from transports.environment import World
 from transports.errors import AuthenticationError, RendezvousError
+from transports.life import birth_of
 from transports.wire import Handshake, Identity, Message, MessageReader, State, encode_message
 
 Connections = dict[int, tuple[socket.socket, Identity]]
@@ -59,7 +60,10 @@ def meet(world: World, timeout: float) -> Connections:
 
 
 def _identity(world: World, generation: int, port: int) -> Identity:
-    return Identity(world.job, world.rank, world.size, generation, socket.gethostname(), port, os.getpid())
+    process = os.getpid()
+    return Identity(
+        world.job, world.rank, world.size, generation, socket.gethostname(), port, process, birth_of(process)
+    )
 
 
 def _lead(world: World, generation: int, deadline: float, timeout: float, connections: Connections) -> None:

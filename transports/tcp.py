@@ -9,10 +9,12 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from transports.base import NO_LABEL, Request, Transport
 from transports.errors import Failure, JobFailed
+from transports.life import watch
 from transports.wire import Frame, FrameReader, Identity, encode_header
 
 _READ_BUDGET: Final = 4 << 20
@@ -20,6 +22,8 @@ _READ_BUDGET: Final = 4 << 20
 _ABORT_SECONDS: Final = 0.5
 _CLOSE_SECONDS: Final = 2.0
 _DRAIN_SECONDS: Final = 0.2
+_SILENCE_SECONDS: Final = 0.5
+"""How long a connection whose process has ended may bring nothing before it counts as lost."""
 
 
 class _Outgoing:
@@ -39,7 +43,18 @@ class _Link:
         self.peer, self.connection, self.reader = peer, connection, reader
         self.outgoing: deque[_Outgoing] = deque()
         self.left = False
+        self.life: int | None = None
+        """A descriptor that becomes readable when the peer's process ends; None: cannot be seen, or is seen no more."""
+        self.silent_since: float | None = None
+        """Once the peer's process has ended: when its last bytes were read."""
         self.events = selectors.EVENT_READ
+
+
+@dataclass(frozen=True, slots=True)
+class _Life:
+    """What the selector knows a link's `life` by."""
+
+    link: _Link
 
 
 class TcpTransport(Transport):
@@ -52,6 +67,7 @@ class TcpTransport(Transport):
         self._selector = selectors.DefaultSelector()
         self._links: dict[int, _Link] = {}
         self._anyone_left = False
+        self._ended: list[_Link] = []
         for peer, (connection, identity) in sorted(connections.items()):
             connection.setblocking(False)
             if connection.family != socket.AF_UNIX:
@@ -63,6 +79,9 @@ class TcpTransport(Transport):
             )
             self._links[peer] = link = _Link(identity, connection, reader)
             self._selector.register(connection, selectors.EVENT_READ, link)
+            link.life = watch(identity.pid, identity.birth)
+            if link.life is not None:
+                self._selector.register(link.life, selectors.EVENT_READ, _Life(link))
         _open.add(self)
 
     def _post_send(self, request: Request) -> None:
@@ -80,17 +99,46 @@ class TcpTransport(Transport):
 
     def _progress(self, timeout: float) -> bool:
         moved = False
+        if self._ended:
+            timeout = min(timeout, _SILENCE_SECONDS)
         for key, ready in self._selector.select(max(0.0, timeout)):
+            if isinstance(key.data, _Life):
+                self._end(key.data.link)
+                continue
             link: _Link = key.data
             if ready & selectors.EVENT_READ:
                 moved = self._read(link) or moved
             if ready & selectors.EVENT_WRITE:
                 moved = self._flush(link) or moved
+        if self._ended:
+            self._check_ended()
         if self._anyone_left:
             for peer in self.mailbox.waiting_for():
                 if self._links[peer].left:
                     raise self._fail(self._left(self._links[peer]))
         return moved
+
+    def _end(self, link: _Link) -> None:
+        """The peer's process has ended. What it sent may still be on its way, and its goodbye too."""
+        self._unwatch(link)
+        link.silent_since = time.monotonic()
+        self._ended.append(link)
+
+    def _check_ended(self) -> None:
+        """Raise JobFailed for a peer without process whose connection neither ends nor brings anything: a child holds it."""
+        for link in tuple(self._ended):
+            if self._read(link):
+                link.silent_since = time.monotonic()
+            if link.left:
+                self._ended.remove(link)
+            elif link.silent_since is not None and time.monotonic() - link.silent_since >= _SILENCE_SECONDS:
+                raise self._fail(self._lost(link, None))
+
+    def _unwatch(self, link: _Link) -> None:
+        if link.life is not None:
+            self._selector.unregister(link.life)
+            os.close(link.life)
+            link.life = None
 
     def _flush(self, link: _Link) -> bool:
         """Write what the socket takes; returns whether that was anything."""
@@ -161,6 +209,7 @@ class TcpTransport(Transport):
             self._others_told = True  # by whoever met it
             raise self._fail(Failure.decode(payload))
         self._links[peer].left = self._anyone_left = True
+        self._unwatch(self._links[peer])
 
     def has_left(self, peer: int) -> bool:
         """Whether `peer` has said goodbye."""
@@ -233,6 +282,7 @@ class TcpTransport(Transport):
         scratch = bytearray(1 << 16)
         deadline = time.monotonic() + seconds
         waiting = {self._links[peer].connection for peer in peers if not self._links[peer].left}
+        waiting -= {link.connection for link in self._ended}
         with selectors.DefaultSelector() as readable:
             for connection in waiting:
                 readable.register(connection, selectors.EVENT_READ, connection)
@@ -252,6 +302,9 @@ class TcpTransport(Transport):
         self._selector.close()
         for link in self._links.values():
             link.connection.close()
+            if link.life is not None:
+                os.close(link.life)
+                link.life = None
         _open.discard(self)
 
 

@@ -89,6 +89,8 @@ class Identity:
     port: int
     """Where it listens for other ranks; 0: nowhere."""
     pid: int
+    birth: str = ""
+    """What, with the pid, is equal only for one and the same process, as `life.birth_of` says it; empty: unknown."""
     protocol: int = PROTOCOL
 
     def encode(self) -> bytes:
@@ -101,7 +103,7 @@ class Identity:
         """The inverse; raises RendezvousError for a body that is not an identity."""
         try:
             fields: dict[str, Any] = json.loads(body)
-            texts = {name: str(fields[name]) for name in ("job", "host")}
+            texts = {name: str(fields[name]) for name in ("job", "host", "birth")}
             numbers = {name: int(fields[name]) for name in ("rank", "size", "generation", "port", "pid", "protocol")}
             return cls(**texts, **numbers)  # type: ignore[arg-type]
         except (ValueError, KeyError, TypeError):

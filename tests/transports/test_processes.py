@@ -330,6 +330,39 @@ def test_torchrun_on_one_host_leaves_its_ports_alone():
             store.accept()
 
 
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs pidfd_open, which Linux has from 5.3 on")
+@pytest.mark.parametrize("transport", ["tcp", "shm"])
+@pytest.mark.parametrize("how", ["kill", "leave"])
+def test_a_child_that_holds_the_sockets_hides_no_end(transport, how):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    more = {"COLLECTIVES_TIMEOUT": "30", "COLLECTIVES_TRANSPORT": transport}
+    command = [sys.executable, str(PROGRAMS / "child_holds_sockets.py"), how]
+    first, dying, last = (
+        subprocess.Popen(
+            command,
+            env=clean_environment(**rank_variables(rank, 3, address, **more)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(3)
+    )
+    child = int(dying.stdout.readline())
+    try:
+        assert dying.wait(20) == (-signal.SIGKILL if how == "kill" else 0)
+        began = time.monotonic()
+        errors = [rank.communicate(timeout=20)[1] for rank in (first, last)]
+        assert time.monotonic() - began < 5
+    finally:
+        os.kill(child, signal.SIGKILL)
+    if how == "leave":
+        assert errors == ["", ""]
+    else:
+        assert all(f"PeerLost: rank 1 (pid {dying.pid} on " in error for error in errors), errors
+    dying.communicate(timeout=20)
+
+
 @pytest.mark.mpi
 def test_mpiexec_pmi_port_is_refused():
     done = mpirun("mpich", 2, "-c", "import collectives as cc; cc.init()", options=("-pmi-port",))
