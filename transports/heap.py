@@ -12,6 +12,7 @@ import errno
 import mmap
 import os
 import threading
+import weakref
 from typing import Final
 
 from transports.errors import TransportUnavailable
@@ -19,19 +20,34 @@ from transports.errors import TransportUnavailable
 PAGE: Final = mmap.PAGESIZE
 _ALIGNMENT: Final = 128
 _MAP_NORESERVE: Final = 0x4000
+_FAILED: Final = ctypes.c_void_p(-1).value
+_LIBRARY: Final = ctypes.CDLL(None, use_errno=True)
+_LIBRARY.mmap.restype = ctypes.c_void_p
+_LIBRARY.mmap.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long
+_LIBRARY.munmap.argtypes = ctypes.c_void_p, ctypes.c_size_t
 
 
 class Mapping:
-    """A memfd mapped into this process; it lives until the last reference to it is gone."""
+    """A memfd mapped into this process; it lives until the last reference to it is gone.
+
+    Not by the module mmap, whose objects keep a descriptor each, which a forked child would hold too.
+    """
 
     def __init__(self, descriptor: int, size: int) -> None:
         self.size = size
-        self.memory = mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED | _MAP_NORESERVE)
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+        flags, access = mmap.MAP_SHARED | _MAP_NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+        address = _LIBRARY.mmap(None, size, access, flags, descriptor, 0)
+        if address == _FAILED:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        self.address: int = address
+        self.memory = (ctypes.c_char * size).from_address(address)
+        # Not at exit: threads of the native engine may still run then.
+        weakref.finalize(self.memory, _LIBRARY.munmap, address, size).atexit = False
 
     def view(self, offset: int, size: int) -> memoryview:
         """The bytes from `offset` on."""
-        return memoryview(self.memory)[offset : offset + size]
+        return memoryview(self.memory).cast("B")[offset : offset + size]
 
 
 class SharedHeap:
