@@ -67,6 +67,7 @@ class TcpTransport(Transport):
         self._selector = selectors.DefaultSelector()
         self._links: dict[int, _Link] = {}
         self._anyone_left = False
+        self._cause_sent = False
         self._ended: list[_Link] = []
         for peer, (connection, identity) in sorted(connections.items()):
             connection.setblocking(False)
@@ -229,6 +230,7 @@ class TcpTransport(Transport):
         return Failure("PeerLost", link.peer.rank, text)
 
     def _send_failure(self, failure: Failure) -> None:
+        self._cause_sent = True
         payload = failure.encode()
         header = encode_header(Frame.ABORT, 0, NO_LABEL, len(payload))
         for link in self._links.values():
@@ -268,6 +270,9 @@ class TcpTransport(Transport):
             for link in self._links.values():
                 link.outgoing.append(_Outgoing(goodbye, memoryview(b""), None))
             self._flush_all(_CLOSE_SECONDS)
+        elif not self._cause_sent:
+            # Peers may see this connection end before the cause reaches them from the rank that met it.
+            self._send_failure(self.failure)
         for link in self._links.values():
             _shut(link.connection)
         if self.failure is None:
