@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "board.hpp"
+#include "copy.hpp"
 #include "plan.hpp"
 
 namespace collectives::engine {
@@ -131,6 +132,15 @@ class Operation {
         return apart || plan_.collective == Collective::all_gather || plan_.collective == Collective::broadcast ||
                plan_.collective == Collective::gather || plan_.collective == Collective::reduce_scatter ||
                plan_.collective == Collective::scatter;
+    }
+
+    // To where it stays: an array of the caller's.
+    void copy_out(std::byte* target, const std::byte* source, std::size_t length) const {
+        if (plan_.input_bytes + plan_.output_bytes >= transports::past_caches_from) {
+            transports::copy_past_caches(target, source, length);
+        } else {
+            std::memcpy(target, source, length);
+        }
     }
 
     void count_sent(std::size_t reader, std::size_t bytes) {
@@ -296,7 +306,7 @@ class Operation {
                         return false;
                 } else {
                     const std::byte* const source = source_of(pull);
-                    if (source != target) std::memcpy(target, source, length);
+                    if (source != target) copy_out(target, source, length);
                 }
                 if (!own) traffic_.received[pull.source] += length;
             }
@@ -348,7 +358,7 @@ class Operation {
             std::byte* const mine = arrays[rank] + begin;
             fold(sources_.data(), sources_.size(), mine, length);
             for (std::size_t i = 1; i < board_.size(); ++i) {
-                std::memcpy(arrays[(rank + i) % board_.size()] + begin, mine, length);
+                copy_out(arrays[(rank + i) % board_.size()] + begin, mine, length);
             }
         }
         for (std::size_t peer = 0; peer < board_.size(); ++peer) {
@@ -441,7 +451,7 @@ class Operation {
             const std::size_t length = slice_length(taken_, theirs.bytes);
             if (length == 0) continue;
             const std::byte* const source = board_.staging(peer, first_ + taken_) + peer * plan_.slice_bytes;
-            std::memcpy(output_ + theirs.offset + slice_begin(taken_), source, length);
+            copy_out(output_ + theirs.offset + slice_begin(taken_), source, length);
             traffic_.received[peer] += length;
         }
         ++taken_;
