@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "board.hpp"
+#include "copy.hpp"
 #include "operation.hpp"
 #include "pipe.hpp"
 #include "plan.hpp"
@@ -155,7 +156,11 @@ class Messages {
         if (static_cast<Offer>(header.offer) == Offer::in_process) {
             return transports::read_process(link.process, header.address, target, header.bytes);
         }
-        std::memcpy(target, link.heap + header.address, header.bytes);
+        if (header.bytes >= transports::past_caches_from) {
+            transports::copy_past_caches(target, link.heap + header.address, header.bytes);
+        } else {
+            std::memcpy(target, link.heap + header.address, header.bytes);
+        }
         return true;
     }
 

@@ -125,8 +125,11 @@ class Operation {
         board_.advance(&Counters::reduced, first_ + plan_.pieces);
     }
 
-    // An input may be read by others in place only while this rank does not write to it.
+    // An input may be read by others in place only while this rank does not write to it. What a root lends is copied by the
+    // others alone; from `shared_work_from` bytes on two copies are quicker in which it takes part.
     bool can_lend() const {
+        constexpr std::size_t shared_work_from = 8 * 1024 * 1024;
+        if (plan_.collective == Collective::broadcast && plan_.input_bytes >= shared_work_from) return false;
         if (by_owners() || plan_.output_bytes == 0) return true;
         const bool apart = output_ + plan_.output_bytes <= input_ || input_ + plan_.input_bytes <= output_;
         return apart || plan_.collective == Collective::all_gather || plan_.collective == Collective::broadcast ||
@@ -134,7 +137,7 @@ class Operation {
                plan_.collective == Collective::scatter;
     }
 
-    // To where it stays: an array of the caller's.
+    // A block that is moved as it is, to where it stays. (An all_reduce has its target's lines in the caches already.)
     void copy_out(std::byte* target, const std::byte* source, std::size_t length) const {
         if (plan_.input_bytes + plan_.output_bytes >= transports::past_caches_from) {
             transports::copy_past_caches(target, source, length);
@@ -358,7 +361,7 @@ class Operation {
             std::byte* const mine = arrays[rank] + begin;
             fold(sources_.data(), sources_.size(), mine, length);
             for (std::size_t i = 1; i < board_.size(); ++i) {
-                copy_out(arrays[(rank + i) % board_.size()] + begin, mine, length);
+                std::memcpy(arrays[(rank + i) % board_.size()] + begin, mine, length);
             }
         }
         for (std::size_t peer = 0; peer < board_.size(); ++peer) {
@@ -451,7 +454,7 @@ class Operation {
             const std::size_t length = slice_length(taken_, theirs.bytes);
             if (length == 0) continue;
             const std::byte* const source = board_.staging(peer, first_ + taken_) + peer * plan_.slice_bytes;
-            copy_out(output_ + theirs.offset + slice_begin(taken_), source, length);
+            std::memcpy(output_ + theirs.offset + slice_begin(taken_), source, length);
             traffic_.received[peer] += length;
         }
         ++taken_;
