@@ -50,6 +50,11 @@ class Operand:
         self.strided = not self.array.flags.c_contiguous
         self.flat: Array = np.ascontiguousarray(self.array).reshape(-1)
 
+    def read_again(self) -> None:
+        """Before a call that is made once more: take what the caller's array holds now."""
+        if self.strided:
+            self.flat[...] = self.array.reshape(-1)
+
     def write_back(self) -> None:
         """After the call: bring the result to the caller's memory."""
         if self.strided:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import operator
 import time
@@ -28,7 +29,7 @@ from collectives.schedule import Ref, Schedule, recv, send
 from collectives.select import LARGE_MESSAGE, Explanation, choose, explain
 from collectives.spec import COLLECTIVES
 from collectives.stats import Stats, frozen
-from collectives.work import Work
+from collectives.work import MappedPersistentCall, PersistentCall, Work
 from kernels import PremultipliedSum, ReduceOp, dtypes
 from transports.base import Ledger
 from transports.errors import Failure
@@ -77,6 +78,8 @@ class Communicator:
         self._calls: dict[str, int] = defaultdict(int)
         self._waited: dict[str, float] = defaultdict(float)
         self._closed = False
+        self._plans_for: Communicator | None = None
+        """Of a copy whose collectives return persistent calls: the communicator that these run on."""
         self._mapped: Mapped | None = None
         self._fast: Any = NoFastPath()
         if boards is not None and isinstance(job.transport, ShmTransport):
@@ -137,7 +140,13 @@ class Communicator:
         return self._collective("broadcast", array, array, inputs, counts, x, root=root, async_op=async_op)
 
     def reduce(
-        self, x: object, root: int = 0, op: Op = ReduceOp.SUM, out: object | None = None, *, async_op: bool = False
+        self,
+        x: object,
+        root: int = 0,
+        op: Op = ReduceOp.SUM,
+        out: object | None = None,
+        *,
+        async_op: bool = False,
     ) -> Any:
         """Reduce `x` over all ranks to the root; returns `out` (by default a new array) there and None elsewhere."""
         if not async_op and self._fast.reduce(x, root, op, out):
@@ -210,6 +219,34 @@ class Communicator:
             return
         token, tokens = Operand(np.zeros(1, np.uint8), "token"), Operand(np.zeros(self.size, np.uint8), "tokens")
         self._collective("barrier", token, tokens, (1,), (1,) * self.size, None)
+
+    # Planned once, called many times
+
+    def plan_all_reduce(self, x: object, op: Op = ReduceOp.SUM) -> PersistentCall:
+        """`all_reduce` of this `x`, planned once."""
+        return self._plan(Communicator.all_reduce, x, op)
+
+    def plan_all_gather(self, x: object, out: object | None = None) -> PersistentCall:
+        """`all_gather` of this `x`, planned once; the result lies in the same array every time."""
+        return self._plan(Communicator.all_gather, x, out)
+
+    def plan_reduce_scatter(self, x: object, out: object | None = None, op: Op = ReduceOp.SUM) -> PersistentCall:
+        """`reduce_scatter` of this `x`, planned once; the result lies in the same array every time."""
+        return self._plan(Communicator.reduce_scatter, x, out, op)
+
+    def plan_broadcast(self, x: object, root: int = 0) -> PersistentCall:
+        """`broadcast` of this `x`, planned once."""
+        return self._plan(Communicator.broadcast, x, root)
+
+    def plan_all_to_all(self, x: object, out: object | None = None) -> PersistentCall:
+        """`all_to_all` of this `x`, planned once; the result lies in the same array every time."""
+        return self._plan(Communicator.all_to_all, x, out)
+
+    def _plan(self, method: Callable[..., Any], *arguments: Any) -> PersistentCall:
+        planner = copy.copy(self)
+        planner._plans_for = self
+        planned: PersistentCall = method(planner, *arguments, async_op=True)
+        return planned
 
     # Uneven blocks
 
@@ -454,6 +491,29 @@ class Communicator:
     ) -> Any:
         self._check_open()
         dtype = source.flat.dtype
+
+        caller = self._plans_for or self
+
+        def again() -> Any:
+            source.read_again()
+            return caller._collective(
+                name,
+                source,
+                target,
+                inputs,
+                outputs,
+                result,
+                op=op,
+                root=root,
+                count=count,
+                blocks=blocks,
+                async_op=True,
+            )
+
+        if self._plans_for and (
+            self._mapped is None or source.strided or target.strided or isinstance(op, PremultipliedSum)
+        ):
+            return PersistentCall(again)
         named_op, scale_after = self._prepare(name, op, source, target, dtype, outputs)
         call = Call(
             name, dtype, sum(blocks) if blocks else count if count is not None else max(inputs + outputs, default=0),
@@ -461,7 +521,12 @@ class Communicator:
         )  # fmt: skip
         if self._mapped is not None and count is None and self._mapped.serves(dtype, named_op):
             self._in_place(name, source, target, inputs, outputs, root, True)
+            if self._plans_for:
+                fixed = self._mapped.fix(call, source.flat, target.flat)
+                return MappedPersistentCall(fixed, result, (source, target), self._mapped.check)
             return self._launch_mapped(call, source, target, result, async_op)
+        if self._plans_for:
+            return PersistentCall(again)
         algorithm = self._algorithm(name, max(inputs + outputs, default=0) * dtype.itemsize, blocks, count is None)
         call = replace(call, how=f"{algorithm.name}/{self._job.slice_bytes}")
         slice_elements = max(1, self._job.slice_bytes // dtype.itemsize)

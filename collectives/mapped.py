@@ -118,10 +118,9 @@ class Mapped:
         own = [end - start for start, end in zip([0, *ends], ends, strict=False)]
         return tuple(nbytes + (size - 2) * share for share in own)
 
-    def start(self, call: Call, source: Array, target: Array, alone: bool) -> Any:
-        """Start a collective; returns its handle, for `poll` and `wait`. `alone`: it must advance while nobody waits for it."""
-        self._check()
-        pending = self.native.start(
+    def plan(self, call: Call) -> Any:
+        """The native plan of a call: worked out once, then looked up."""
+        return self.native.plan(
             _INDEX[call.collective],
             dtypes.code(call.dtype),
             call.dtype.itemsize,
@@ -129,15 +128,21 @@ class Mapped:
             call.root,
             list(call.blocks) or [call.count],
             call.label(),
-            source.ctypes.data,
-            target.ctypes.data,
-            alone,
         )
+
+    def start(self, call: Call, source: Array, target: Array, alone: bool) -> Any:
+        """Start a collective; returns its handle, for `poll` and `wait`. `alone`: it must advance while nobody waits for it."""
+        self.check()
+        pending = self.native.start(self.plan(call), source.ctypes.data, target.ctypes.data, alone)
         return self._keep(pending, (source, target))
+
+    def fix(self, call: Call, source: Array, target: Array) -> Any:
+        """A call that can be made again and again on the same arrays; its caller keeps them alive."""
+        return _native.FixedCall(self.native, self.plan(call), source.ctypes.data, target.ctypes.data)
 
     def post(self, call: Call, sends: bool, peer: int, tag: int, array: Array, alone: bool) -> Any:
         """Start a send or a recv; otherwise as `start`."""
-        self._check()
+        self.check()
         pending = self.native.post(sends, peer, tag, call.label(), array.ctypes.data, array.nbytes, alone)
         return self._keep(pending, array)
 
@@ -148,7 +153,7 @@ class Mapped:
             self._in_flight.append((pending, arrays))
         return pending
 
-    def _check(self) -> None:
+    def check(self) -> None:
         """Raise what has failed the job, if anything has."""
         try:
             self.transport.progress(0.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 Result = TypeVar("Result")
 
@@ -29,3 +29,70 @@ class Work(Generic[Result]):
         """
         self._wait(timeout)
         return self._result
+
+
+class PersistentCall:
+    """A collective on arrays that stay the same, planned once: `call()`, or `call.start()` and later `call.wait()`.
+
+    Made by `Communicator.plan_all_reduce` and its like. It holds the arrays; every rank must make the same calls in the same
+    order, as with those that are not planned. This one makes the whole call anew each time; over shared memory there is a
+    quicker one.
+    """
+
+    def __init__(self, call: Callable[[], Work[Any]]) -> None:
+        self._call = call
+        self._work: Work[Any] | None = None
+
+    def __call__(self) -> Any:
+        """Run to the end; returns the result, the same array every time. Raises as the collective does."""
+        self.start()
+        return self.wait()
+
+    def start(self) -> None:
+        """Begin; raises RuntimeError where what was started before is not done."""
+        if not self.done():
+            raise RuntimeError("this planned call is still under way: wait for it before it is made again")
+        self._work = self._call()
+
+    def done(self) -> bool:
+        """Whether what was started last, if anything was, is done. Raises as the collective does."""
+        return self._work is None or self._work.done()
+
+    def wait(self) -> Any:
+        """Wait for what was started last; returns the result."""
+        if self._work is None:
+            raise RuntimeError("this planned call was never started")
+        return self._work.wait()
+
+
+class MappedPersistentCall(PersistentCall):
+    """A persistent call over shared memory; `fixed` is the native engine's, `check` raises what has failed the job."""
+
+    def __init__(self, fixed: Any, result: object, keep_alive: object, check: Callable[[], None]) -> None:
+        self._fixed, self._result, self._keep_alive, self._check = fixed, result, keep_alive, check
+
+    def __call__(self) -> Any:
+        """As `PersistentCall`."""
+        if not self._fixed.run():
+            self._refuse()
+        return self._result
+
+    def start(self) -> None:
+        """As `PersistentCall`."""
+        if not self._fixed.start():
+            self._refuse()
+
+    def done(self) -> bool:
+        """As `PersistentCall`."""
+        return bool(self._fixed.done())
+
+    def wait(self) -> Any:
+        """As `PersistentCall`."""
+        self._fixed.wait()
+        return self._result
+
+    def _refuse(self) -> None:
+        if not self._fixed.finished:
+            raise RuntimeError("this planned call is still under way: wait for it before it is made again")
+        self._check()
+        raise RuntimeError("the communicator of this planned call has failed")

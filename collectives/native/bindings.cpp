@@ -212,25 +212,45 @@ class PyGroup {
         return transfer(sent) && finish(received);
     }
 
-    // The general way in: addresses, and one count a block (or one for all of them). `alone`: nobody may ever wait for
-    // it.
-    std::shared_ptr<Pending> start(std::size_t collective, std::size_t dtype, std::size_t item_bytes,
-                                   std::size_t operation, std::size_t root, std::vector<std::size_t> counts,
-                                   nb::bytes label, std::uintptr_t input, std::uintptr_t output, bool alone) {
+    // The general way in: addresses, and one count a block (or one for all of them).
+    std::shared_ptr<const Plan> plan(std::size_t collective, std::size_t dtype, std::size_t item_bytes,
+                                     std::size_t operation, std::size_t root, std::vector<std::size_t> counts,
+                                     nb::bytes label) {
         Label name;
         std::memcpy(name.data(), label.c_str(), name.size());
+        return find_plan(static_cast<Collective>(collective), dtype, item_bytes, operation, root,
+                         Counts{std::move(counts)}, name);
+    }
+
+    // `alone`: it must advance while nobody waits for it.
+    std::shared_ptr<Pending> start(const std::shared_ptr<const Plan>& plan, std::uintptr_t input, std::uintptr_t output,
+                                   bool alone) {
         auto call = std::make_shared<Call>();
-        call->plan = find_plan(static_cast<Collective>(collective), dtype, item_bytes, operation, root,
-                               Counts{std::move(counts)}, name);
+        call->plan = plan;
         call->input = reinterpret_cast<const std::byte*>(input);
         call->output = reinterpret_cast<std::byte*>(output);
         {
             const auto lock = locked();
             group_->push(call);
-            group_->drive();
+            if (plan->in_slot) group_->drive();  // more is left to whoever waits, or to the background
         }
-        if (alone) Background::instance().serve(group_);
+        if (alone && !call->done.load(std::memory_order_acquire)) Background::instance().serve(group_);
         return call;
+    }
+
+    // Runs a call of `plan` to its end.
+    void run(const std::shared_ptr<const Plan>& plan, std::uintptr_t input, std::uintptr_t output) {
+        auto lock = locked();
+        if (group_->idle()) {
+            Host host(*this, !plan->in_slot);
+            guarded([&] {
+                group_->run(*plan, reinterpret_cast<const std::byte*>(input), reinterpret_cast<std::byte*>(output),
+                            host);
+            });
+            return;
+        }
+        lock.unlock();
+        wait(start(plan, input, output, false));
     }
 
     std::shared_ptr<Pending> post(bool sends, std::size_t peer, std::uint32_t tag, nb::bytes label, std::uintptr_t data,
@@ -245,9 +265,9 @@ class PyGroup {
         {
             const auto lock = locked();
             group_->post(message);
-            group_->drive();
+            if (bytes <= board().geometry().slot_payload) group_->drive();
         }
-        if (alone) Background::instance().serve(group_);
+        if (alone && !message->done.load(std::memory_order_acquire)) Background::instance().serve(group_);
         return message;
     }
 
@@ -457,6 +477,37 @@ PyObject* fetch_exception() {
     return value;
 }
 
+// A call on arrays that stay the same: nothing is looked up or checked again.
+class FixedCall {
+  public:
+    FixedCall(std::shared_ptr<PyGroup> group, std::shared_ptr<const Plan> plan, std::uintptr_t input,
+              std::uintptr_t output)
+        : group_(std::move(group)), plan_(std::move(plan)), input_(input), output_(output) {}
+
+    // Each returns whether the group could take the call; false: the job has failed.
+    bool run() {
+        if (!group_->usable() || !finished()) return false;
+        group_->run(plan_, input_, output_);
+        return true;
+    }
+    bool start() {
+        if (!group_->usable() || !finished()) return false;
+        pending_ = group_->start(plan_, input_, output_, true);
+        return true;
+    }
+    bool done() { return pending_ == nullptr || group_->poll(pending_); }
+    void wait() {
+        if (pending_ != nullptr) group_->wait(pending_);
+    }
+    bool finished() const { return pending_ == nullptr || pending_->done.load(std::memory_order_acquire); }
+
+  private:
+    std::shared_ptr<PyGroup> group_;
+    std::shared_ptr<const Plan> plan_;
+    std::shared_ptr<Pending> pending_;
+    std::uintptr_t input_, output_;
+};
+
 void Host::look(const Position& position, double seconds) {
     const nb::gil_scoped_acquire locked;
     nb::list last;
@@ -488,6 +539,14 @@ NB_MODULE(_native, module) {
     nb::class_<Pending>(module, "Pending").def_prop_ro("done", [](const Pending& pending) {
         return pending.done.load(std::memory_order_acquire);
     });
+    nb::class_<Plan>(module, "Plan");
+    nb::class_<FixedCall>(module, "FixedCall")
+        .def(nb::init<std::shared_ptr<PyGroup>, std::shared_ptr<const Plan>, std::uintptr_t, std::uintptr_t>())
+        .def("run", &FixedCall::run)
+        .def("start", &FixedCall::start)
+        .def("done", &FixedCall::done)
+        .def("wait", &FixedCall::wait)
+        .def_prop_ro("finished", &FixedCall::finished);
     nb::class_<PyGroup>(module, "Group")
         .def(
             "__init__",
@@ -521,6 +580,7 @@ NB_MODULE(_native, module) {
         .def("recv", &PyGroup::recv, nb::arg().none(), nb::arg().none(), nb::arg().none())
         .def("post", &PyGroup::post)
         .def("supports", &PyGroup::supports)
+        .def("plan", &PyGroup::plan)
         .def("start", &PyGroup::start)
         .def("poll", &PyGroup::poll)
         .def("wait", &PyGroup::wait)

@@ -240,11 +240,12 @@ class Background {
         const std::lock_guard lock(mutex_);
         if (ending_) return;
         groups_.push_back(group);
+        came_.store(true, std::memory_order_release);
         if (!thread_.joinable()) {
             process_ = getpid();
             thread_ = std::thread([this] { loop(); });
         }
-        wake_.notify_one();
+        if (sleeps_) wake_.notify_one();
     }
 
     // No thread touches any array after this. A forked child has no such thread.
@@ -253,30 +254,23 @@ class Background {
         {
             const std::lock_guard lock(mutex_);
             ending_ = true;
+            came_.store(true, std::memory_order_release);
             wake_.notify_one();
         }
         if (thread_.joinable()) thread_.join();
     }
 
   private:
+    // For so long the thread keeps looking for the next call before it sleeps: to wake it costs the caller some
+    // microseconds.
+    static constexpr std::chrono::milliseconds lingering{1};
+
     void loop() {
         std::vector<std::shared_ptr<Group>> active;
         std::optional<Patience> patience;
-        for (;;) {
-            {
-                std::unique_lock lock(mutex_);
-                if (active.empty()) {
-                    patience.reset();
-                    wake_.wait(lock, [this] { return ending_ || !groups_.empty(); });
-                }
-                if (ending_) return;
-                for (const auto& group : groups_) {
-                    if (std::find(active.begin(), active.end(), group) == active.end()) active.push_back(group);
-                }
-                groups_.clear();
-            }
-            if (!active.empty() && !patience) patience.emplace(active[0]->board().self().door(), WaitPolicy{1});
-            if (patience) patience->listen();
+        while (take_in(active)) {
+            if (!patience) patience.emplace(active[0]->board().self().door(), WaitPolicy{1});
+            patience->listen();
             bool moved = false;
             std::erase_if(active, [&](const std::shared_ptr<Group>& group) {
                 if (!group->awaited()) {
@@ -284,18 +278,44 @@ class Background {
                 }
                 return group->idle() || !group->usable();
             });
-            if (moved) {
+            if (active.empty()) {
+                patience.reset();
+            } else if (moved) {
                 patience->reset();
-            } else if (!active.empty()) {
+            } else {
                 patience->pause();
             }
         }
     }
 
+    // Adds the groups that have come, waiting for some when there are none at all; false: the thread ends.
+    bool take_in(std::vector<std::shared_ptr<Group>>& active) {
+        if (active.empty()) {
+            const auto until = std::chrono::steady_clock::now() + lingering;
+            while (!came_.load(std::memory_order_acquire) && std::chrono::steady_clock::now() < until) sched_yield();
+        } else if (!came_.load(std::memory_order_acquire)) {
+            return true;
+        }
+        std::unique_lock lock(mutex_);
+        if (active.empty()) {
+            sleeps_ = true;
+            wake_.wait(lock, [this] { return ending_ || !groups_.empty(); });
+            sleeps_ = false;
+        }
+        if (ending_) return false;
+        for (const auto& group : groups_) {
+            if (std::find(active.begin(), active.end(), group) == active.end()) active.push_back(group);
+        }
+        groups_.clear();
+        came_.store(false, std::memory_order_release);
+        return true;
+    }
+
     std::mutex mutex_;
     std::condition_variable wake_;
     std::vector<std::shared_ptr<Group>> groups_;
-    bool ending_ = false;
+    bool ending_ = false, sleeps_ = false;
+    std::atomic<bool> came_ = false;  // groups, or the end
     pid_t process_ = -1;
     std::thread thread_;
 };

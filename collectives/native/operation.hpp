@@ -125,8 +125,8 @@ class Operation {
         board_.advance(&Counters::reduced, first_ + plan_.pieces);
     }
 
-    // An input may be read by others in place only while this rank does not write to it. What a root lends is copied by the
-    // others alone; from `shared_work_from` bytes on two copies are quicker in which it takes part.
+    // An input may be read by others in place only while this rank does not write to it. What a root lends is copied by
+    // the others alone; from `shared_work_from` bytes on two copies are quicker in which it takes part.
     bool can_lend() const {
         constexpr std::size_t shared_work_from = 8 * 1024 * 1024;
         if (plan_.collective == Collective::broadcast && plan_.input_bytes >= shared_work_from) return false;

@@ -15,8 +15,9 @@ namespace collectives::transports {
 // From so many bytes on, what a call writes is gone from the caches before anybody reads it.
 inline constexpr std::size_t past_caches_from = 8 * 1024 * 1024;
 
-// Copies without reading the target's lines into the caches first, which a store does otherwise: two thirds of the memory
-// traffic. Four pages at a time keep four rows of the memory open. The stores are visible to others when this returns.
+// Copies without reading the target's lines into the caches first, which a store does otherwise: two thirds of the
+// memory traffic. Four pages at a time keep four rows of the memory open. The stores are visible to others when this
+// returns.
 inline void copy_past_caches(std::byte* target, const std::byte* source, std::size_t length) {
 #if defined(__x86_64__)
     constexpr std::size_t line = 64, page = 4096, pages = 4;

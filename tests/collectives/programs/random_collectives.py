@@ -78,13 +78,28 @@ class Round:
         self.want = expected(self.name, members, self.me, self.root, dtype, self.op, self.counts, key)
         self.x, self.out = self.memory(mine.size, dtype, private), self.memory(self.want.size, dtype, private)
         self.x[:] = mine
+        self.mine = mine
         self.asynchronous = bool(private.random() < 0.4)
+        plannable = ("all_reduce", "all_gather", "reduce_scatter", "broadcast", "all_to_all")
+        self.planned = self.name in plannable and not uneven and bool(shared.random() < 0.2)
 
     def memory(self, count, dtype, private):
         kind = private.integers(3)
         if kind == 0:
             return self.comm.empty(count, dtype)
         return np.empty(count, dtype) if kind == 1 else np.empty(2 * count, dtype)[::2]
+
+    def plan(self):
+        """Call it twice by a plan, and once more as it would be otherwise."""
+        arguments = {
+            "all_reduce": (self.x, self.op),
+            "broadcast": (self.x, self.root),
+            "reduce_scatter": (self.x, self.out, self.op),
+        }.get(self.name, (self.x, self.out))
+        planned = getattr(self.comm, f"plan_{self.name}")(*arguments)
+        for call in (planned, lambda: [planned.start(), planned.wait()][1]):
+            self.check(call(), -1)
+            self.x[:] = self.mine
 
     def start(self):
         comm, options = self.comm, {"async_op": True} if self.asynchronous else {}
@@ -135,6 +150,9 @@ for number in range(ROUNDS):
         # Started in an order of this rank's own, they must not wait for each other.
         for item in rounds:
             item.asynchronous = True
+    for item in rounds:
+        if item.planned:
+            item.plan()
     started = [(rounds[i], *rounds[i].start()) for i in own.permutation(len(rounds))]
     for i in own.permutation(len(started)):
         item, work, result = started[i]
