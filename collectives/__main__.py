@@ -17,7 +17,20 @@ from transports.connect import available
 from transports.launch_command import OneLineParser, add_run_command, positive
 
 
-def _list(_: argparse.Namespace) -> int:
+def markdown_table() -> str:
+    """The README's table of algorithms and where they run."""
+    lines = ["| collective | over inproc, tcp, mpi | over shm |", "|---|---|---|"]
+    for collective in COLLECTIVES:
+        names = ", ".join(entry.name for entry in registered(collective))
+        mapped = "one_hop to 8 KiB, then direct" if collective == "all_reduce" else "direct"
+        lines.append(f"| {collective} | {names} | {mapped} |")
+    return "\n".join(lines)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    if arguments.markdown:
+        print(markdown_table())
+        return 0
     rows = [(entry.collective, entry.name, entry.summary) for entry in registered()]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     print("collective".ljust(widths[0]), "algorithm".ljust(widths[1]), "how", sep="  ")
@@ -76,6 +89,7 @@ def _run() -> int:
     commands = parser.add_subparsers(required=True, metavar="command")
     add_run_command(commands)
     listing = commands.add_parser("list", help="the algorithms, transports and kernels that are here")
+    listing.add_argument("--markdown", action="store_true", help="as the table of the README")
     listing.set_defaults(run=_list)
     show = commands.add_parser("show", help="print a schedule as a table")
     show.add_argument("collective")

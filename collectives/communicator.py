@@ -427,6 +427,7 @@ class Communicator:
     def close(self) -> None:
         """Leave: ranks that still wait for this one raise PeerLost. Safe to repeat; the world's close ends the transport."""
         self._closed = True
+        self._fast = NoFastPath()
         if self._context == 0:
             self._job.close()
 

@@ -12,6 +12,7 @@ from typing import Final
 
 from collectives.costs import default_costs
 from collectives.engine import Engine
+from collectives.mapped import retire
 from transports.base import Transport
 from transports.errors import Failure
 
@@ -41,6 +42,7 @@ class Job:
 
     def close(self) -> None:
         """End the transport; safe to repeat."""
+        retire(self.transport)
         self.transport.close()
         _open_jobs.discard(self)
 

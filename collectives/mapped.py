@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import atexit
 import importlib
+import os
+import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 import numpy as np
 
@@ -79,15 +81,11 @@ class Mapped:
     """The native engine of one communicator."""
 
     def __init__(self, transport: ShmTransport, members: Sequence[int], boards: Sequence[int], timeout: float) -> None:
-        self.transport, self.members, self.timeout = transport, tuple(members), timeout
-        self._in_flight: list[tuple[Any, object]] = []
-        self._left: tuple[int, set[int]] = (0, set())
-        rank = self.members.index(transport.rank)
         heaps = [transport.heaps[member] for member in members]
-        self._heaps = heaps  # the native engine reads them: they stay mapped as long as it lives
-        backend = kernels.backend()
+        backend, me = kernels.backend(), weakref.ref(self)
+        # First of all attributes, so that it goes first too: no thread steps it when the arrays and heaps below go.
         self.native: Any = _native.Group(
-            rank=rank,
+            rank=members.index(transport.rank),
             members=[
                 (heap.address, heap.address + board, transport.processes[member])
                 for heap, board, member in zip(heaps, boards, members, strict=True)
@@ -97,11 +95,16 @@ class Mapped:
             type_numbers=[(dtype.num, dtypes.code(dtype)) for dtype in dtypes.DTYPES],
             operations=list(_OPERATIONS),
             operation_codes=[TABLE[op].code for op in _OPERATIONS],
-            look=self._look,
-            mismatch=self._mismatch,
+            look=lambda *position: cast(Mapped, me())._look(*position),
+            mismatch=lambda *calls: cast(Mapped, me())._mismatch(*calls),
             instruction_set=backend.rpartition(" ")[2],
             spins=_SPINS if transport.size <= transport.cores else _SPINS_OVERSUBSCRIBED,
         )
+        self._heaps = heaps
+        self._in_flight: list[tuple[Any, object]] = []
+        self._left: tuple[int, set[int]] = (0, set())
+        self.transport, self.members, self.timeout = transport, tuple(members), timeout
+        _alive.add(self)
 
     def serves(self, dtype: np.dtype[Any], op: ReduceOp | None) -> bool:
         """Whether the native engine has what the call needs."""
@@ -231,6 +234,20 @@ class Mapped:
         error.add_note(f"in call {call} of this communicator on rank {rank}: {describe(label)}")
         self.transport.abort(Failure(type(error).__name__, rank, str(error)))
         raise error from None
+
+
+_alive: Final[weakref.WeakSet[Mapped]] = weakref.WeakSet()
+
+
+def retire(transport: Transport | None = None) -> None:
+    """Let no communicator of this transport (None: of any) touch shared memory any more."""
+    for mapped in list(_alive):
+        if transport is None or mapped.transport is transport:
+            mapped.native.fail()
+
+
+# A forked child is not a rank: it has the boards mapped still, and must not write there.
+os.register_at_fork(after_in_child=retire)
 
 
 def _timeout_message(call: str, number: int, timeout: float, awaited: list[int], last: list[tuple[int, bytes]]) -> str:

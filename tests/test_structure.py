@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from collectives.__main__ import markdown_table
+
 ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
     "kernels": {"kernels"},
@@ -64,3 +66,7 @@ def test_algorithms_are_short():
 def test_readme_code_runs(monkeypatch):
     for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL):
         exec(compile(block, "README.md", "exec"), {})
+
+
+def test_readme_shows_the_algorithms_that_are_here():
+    assert markdown_table() in (ROOT / "README.md").read_text(), "see `python -m collectives list --markdown`"

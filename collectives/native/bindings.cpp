@@ -108,6 +108,15 @@ class PyGroup {
         }
     }
 
+    PyGroup(const PyGroup&) = delete;
+    PyGroup& operator=(const PyGroup&) = delete;
+    ~PyGroup() {
+        // The background thread may still know the group: it steps it no more.
+        group_->fail();
+        const nb::gil_scoped_release unlocked;
+        group_->lock();
+    }
+
     const Setting& setting() const { return setting_; }
     Group& group() const { return *group_; }
 

@@ -117,6 +117,7 @@ class Group {
 
     // Steps everything under way as far as it goes now; returns whether anything moved.
     bool drive() {
+        if (failed_.load(std::memory_order_relaxed)) return false;
         bool moved = false;
         while (!calls_pending_.empty() && !mismatched_) {
             Call& head = *calls_pending_.front();

@@ -81,7 +81,6 @@ class Patience {
         if (looks_ == policy_.spins + 1) {
             began_ = looked_ = now;
         }
-        // Counted, not timed: one yield may last as long as another process is given the processor.
         if (looks_ <= policy_.spins + yields) {
             sched_yield();
         } else if (!asleep_) {
@@ -107,7 +106,9 @@ class Patience {
 
   private:
     using Clock = std::chrono::steady_clock;
-    static constexpr unsigned yields = 2000;
+    // Few: each yield forfeits a time slice to whatever else runs on this processor, which a sleeper is granted when it
+    // wakes. They are counted, not timed, since one yield may last as long as another rank's whole turn.
+    static constexpr unsigned yields = 20;
     static constexpr Clock::duration shortest_sleep = std::chrono::microseconds(50);
     static constexpr Clock::duration longest_sleep = std::chrono::milliseconds(10);
     static constexpr Clock::duration looking = std::chrono::milliseconds(20);

@@ -1,5 +1,6 @@
 """A rank that meets every kind of trouble over shared memory, one job of `init` after the other."""
 
+import os
 import signal
 import time
 
@@ -91,7 +92,28 @@ def aborted(comm):
     caught(cc.Aborted, lambda: [comm.all_reduce(np.ones(1)) for _ in iter(int, 1)], "that is enough")
 
 
-for trouble in (mismatch, message_mismatch, late, interrupted, left, aborted):
+def closed(comm):
+    """Neither a closed communicator, nor those split from it, nor a forked child touch shared memory."""
+    part, x = comm.dup(), np.ones(3)
+    child = os.fork()
+    if child == 0:
+        refused = 0
+        for group in (comm, part):
+            for call in (lambda g=group: g.all_reduce(x), group.barrier):
+                try:
+                    call()
+                except (ValueError, cc.CommunicationError):
+                    refused += 1
+        os._exit(refused)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4
+    assert part.all_reduce(x.copy())[0] == comm.size
+    comm.barrier()
+    comm.close()
+    caught(ValueError, comm.barrier, "closed")
+    caught(ValueError, lambda: part.all_reduce(x), "closed")
+
+
+for trouble in (closed, mismatch, message_mismatch, late, interrupted, left, aborted):
     world = cc.init("shm", timeout=30)
     trouble(world)
     world.close()
