@@ -41,15 +41,20 @@ class Call:
             _OPS.index(self.op),
             self.root,
             self.count,
-            _checksum(self.blocks),
-            zlib.crc32(self.how.encode()),
+            _checksum_of_blocks(self.blocks),
+            checksum(self.how),
         )
 
     def __str__(self) -> str:
         return describe(self.label())
 
 
-def _checksum(blocks: Sequence[int]) -> int:
+def checksum(how: str) -> int:
+    """What a label holds of a call's `how`."""
+    return zlib.crc32(how.encode())
+
+
+def _checksum_of_blocks(blocks: Sequence[int]) -> int:
     return zlib.crc32(struct.pack(f"<{len(blocks)}Q", *blocks)) if blocks else 0
 
 
@@ -74,4 +79,7 @@ def difference(ours: bytes, theirs: bytes) -> str:
     """Why two fingerprints that read the same still differ, or an empty string."""
     if describe(ours) != describe(theirs) or ours == theirs:
         return ""
-    return "; the calls agree, but not the algorithm or the slice size: set COLLECTIVES_SLICE_BYTES and init(deterministic=…) alike on all ranks"
+    return (
+        "; the calls agree, but not the algorithm or the slice size: set COLLECTIVES_SLICE_BYTES, "
+        "init(algorithms=…) and init(deterministic=…) alike on all ranks"
+    )

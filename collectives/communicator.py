@@ -83,7 +83,8 @@ class Communicator:
         self._mapped: Mapped | None = None
         self._fast: Any = NoFastPath()
         if boards is not None and isinstance(job.transport, ShmTransport):
-            self._mapped = Mapped(job.transport, self._members, boards, timeout)
+            forced = {name: _how(algorithm, job) for name, algorithm in job.algorithms.items()}
+            self._mapped = Mapped(job.transport, self._members, boards, timeout, forced)
             self._fast = self._mapped.native
 
     # Collectives
@@ -520,19 +521,31 @@ class Communicator:
             name, dtype, sum(blocks) if blocks else count if count is not None else max(inputs + outputs, default=0),
             named_op, root, blocks,
         )  # fmt: skip
-        if self._mapped is not None and count is None and self._mapped.serves(dtype, named_op):
+        mapped = self._mapped if self._mapped is not None and self._mapped.serves(dtype, named_op) else None
+        if mapped is not None and count is None and name not in self._job.algorithms:
             self._in_place(name, source, target, inputs, outputs, root, True)
             if self._plans_for:
-                fixed = self._mapped.fix(call, source.flat, target.flat)
-                return MappedPersistentCall(fixed, result, (source, target), self._mapped.check)
-            return self._launch_mapped(call, source, target, result, async_op)
+                fixed = mapped.fix(call, source.flat, target.flat)
+                return MappedPersistentCall(fixed, result, (source, target), mapped.check)
+            pending = mapped.start(call, source.flat, target.flat, async_op)
+            return self._pending(mapped, pending, name, target if target.strided else None, result, async_op)
         if self._plans_for:
             return PersistentCall(again)
-        algorithm = self._algorithm(name, max(inputs + outputs, default=0) * dtype.itemsize, blocks, count is None)
-        call = replace(call, how=f"{algorithm.name}/{self._job.slice_bytes}")
+        algorithm = self._algorithm(
+            name, max(inputs + outputs, default=0) * dtype.itemsize, blocks, count is None, mapped is not None
+        )
+        call = replace(call, how=_how(algorithm.name, self._job))
         slice_elements = max(1, self._job.slice_bytes // dtype.itemsize)
         in_place = self._in_place(name, source, target, inputs, outputs, root, algorithm.in_place)
-        plan = _cached_plan(algorithm.schedule(self.size, root), self.rank, inputs, outputs, slice_elements, in_place)
+        schedule = algorithm.schedule(self.size, root)
+        if mapped is not None:
+            pending = mapped.start_schedule(
+                call, source.flat, target.flat, schedule, inputs, outputs,
+                lambda: compile_plan(schedule, self.rank, inputs, outputs, slice_elements, in_place=in_place),
+                in_place=in_place, known=count is None and not blocks, alone=async_op,
+            )  # fmt: skip
+            return self._pending(mapped, pending, name, target if target.strided else None, result, async_op)
+        plan = _cached_plan(schedule, self.rank, inputs, outputs, slice_elements, in_place)
 
         def finish() -> None:
             if scale_after is not None:
@@ -548,11 +561,16 @@ class Communicator:
         )
         return self._launch(name, execution, result, async_op)
 
-    def _algorithm(self, name: str, block_bytes: int, blocks: tuple[int, ...], known: bool) -> Algorithm:
+    def _algorithm(self, name: str, block_bytes: int, blocks: tuple[int, ...], known: bool, mapped: bool) -> Algorithm:
         """The algorithm for blocks of at most `block_bytes`, if `known` to all ranks: they must all choose alike."""
         job = self._job
         if name in job.algorithms:
-            return find(name, job.algorithms[name])
+            forced = find(name, job.algorithms[name])
+            if not known and forced.schedule(self.size).even:
+                raise ValueError(f"{name} by {forced.name} needs blocks of equal counts; init with another algorithm")
+            return forced
+        if mapped:
+            return find(name, "direct")
         spec, even = COLLECTIVES[name], not blocks and known
         whole = block_bytes * max(spec.input_blocks(self.size, 0, 0), spec.output_blocks(self.size, 0, 0))
         chosen = choose(
@@ -632,12 +650,6 @@ class Communicator:
             return Work(result, lambda: engine.poll(execution), wait)
         wait(None)
         return result
-
-    def _launch_mapped(self, call: Call, source: Operand, target: Operand, result: object, async_op: bool) -> Any:
-        mapped = self._mapped
-        assert mapped is not None
-        pending = mapped.start(call, source.flat, target.flat, async_op)
-        return self._pending(mapped, pending, call.collective, target if target.strided else None, result, async_op)
 
     def _pending(
         self, mapped: Mapped, pending: Any, name: str, strided: Operand | None, result: object, async_op: bool
@@ -741,6 +753,10 @@ def _check_total(array: Operand, counts: tuple[int, ...], collective: str, name:
 
 def _nothing(like: Operand) -> Operand:
     return Operand(np.empty(0, like.flat.dtype), "nothing")
+
+
+def _how(algorithm: str, job: Job) -> str:
+    return f"{algorithm}/{job.slice_bytes}"
 
 
 def _result(out: object | None, target: Operand) -> object:

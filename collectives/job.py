@@ -26,14 +26,20 @@ class Job:
     after an uncaught exception it passes on what was raised instead.
     """
 
-    def __init__(self, transport: Transport, slice_bytes: int | None, learnt_fd: int | None = None) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        slice_bytes: int | None,
+        learnt_fd: int | None = None,
+        algorithms: Mapping[str, str] | None = None,
+    ) -> None:
         self.transport = transport
         self.engine = Engine(transport)
         self.slice_bytes = slice_bytes or DEFAULT_SLICE_BYTES
         self.learnt_fd = learnt_fd
         self.costs = default_costs(transport.name)
         """What `select` goes by; equal on all ranks."""
-        self.algorithms: Mapping[str, str] = {}
+        self.algorithms: Mapping[str, str] = algorithms or {}
         """Collective -> the algorithm that runs, whatever `select` would choose."""
         self.next_context = 1
         """Communicators are told apart by it; ranks agree on the next one in `split`."""

@@ -1,6 +1,7 @@
-"""Collectives over mapped memory: the native engine of one communicator, and what it asks of Python while it waits.
+"""Collectives over shared memory: the native engine of one communicator, and what it asks of Python while it waits.
 
-The native engine runs the schedule `direct` over the boards of `transports/native/board.hpp`. It serves every collective and
+The native engine runs the schedule `direct` over the boards of `transports/native/board.hpp`, and any other schedule over byte
+channels, from the same plans as the reference engine: each is made once, here, and kept there. It serves every operation and
 dtype that its kernels know; `Mapped.serves` says which, alike on all ranks, and the reference engine runs the rest.
 """
 
@@ -10,14 +11,16 @@ import atexit
 import importlib
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 import numpy as np
 
 import kernels
-from collectives.calls import Call, describe, difference
+from collectives.calls import Call, checksum, describe, difference
 from collectives.errors import CollectiveMismatch, CollectiveTimeout, exception_of
+from collectives.plan import Plan
+from collectives.schedule import Kind, Schedule
 from collectives.spec import COLLECTIVES
 from kernels import ReduceOp, dtypes
 from kernels.ops import TABLE
@@ -45,6 +48,8 @@ FIRST_BOARD: Final = DOORBELL_BYTES
 """Where the board of the first communicator lies in every heap: right behind the doorbell."""
 _INDEX: Final = {name: index for index, name in enumerate((*COLLECTIVES, "send/recv"))}
 _OPERATIONS: Final = tuple(ReduceOp)
+_KINDS: Final = tuple(Kind)
+_BUFFERS: Final = ("in", "out", "tmp")
 _SPINS: Final = 3000
 _SPINS_OVERSUBSCRIBED: Final = 1
 
@@ -78,9 +83,16 @@ def new_board(transport: Transport, ranks: int) -> int | None:
 
 
 class Mapped:
-    """The native engine of one communicator."""
+    """The native engine of one communicator; `forced`: collective -> how (see `Call`) it runs, where not as `direct`."""
 
-    def __init__(self, transport: ShmTransport, members: Sequence[int], boards: Sequence[int], timeout: float) -> None:
+    def __init__(
+        self,
+        transport: ShmTransport,
+        members: Sequence[int],
+        boards: Sequence[int],
+        timeout: float,
+        forced: Mapping[str, str],
+    ) -> None:
         heaps = [transport.heaps[member] for member in members]
         backend, me = kernels.backend(), weakref.ref(self)
         # First of all attributes, so that it goes first too: no thread steps it when the arrays and heaps below go.
@@ -100,10 +112,13 @@ class Mapped:
             instruction_set=backend.rpartition(" ")[2],
             spins=_SPINS if transport.size <= transport.cores else _SPINS_OVERSUBSCRIBED,
         )
+        for collective, how in forced.items():
+            self.native.force(_INDEX[collective], checksum(how))
         self._heaps = heaps
         self._in_flight: list[tuple[Any, object]] = []
         self._left: tuple[int, set[int]] = (0, set())
         self.transport, self.members, self.timeout = transport, tuple(members), timeout
+        self.rank: Final = self.members.index(transport.rank)
         _alive.add(self)
 
     def serves(self, dtype: np.dtype[Any], op: ReduceOp | None) -> bool:
@@ -142,6 +157,47 @@ class Mapped:
     def fix(self, call: Call, source: Array, target: Array) -> Any:
         """A call that can be made again and again on the same arrays; its caller keeps them alive."""
         return _native.FixedCall(self.native, self.plan(call), source.ctypes.data, target.ctypes.data)
+
+    def start_schedule(
+        self,
+        call: Call,
+        source: Array,
+        target: Array,
+        schedule: Schedule,
+        inputs: tuple[int, ...],
+        outputs: tuple[int, ...],
+        make_plan: Callable[[], Plan],
+        *,
+        in_place: bool,
+        known: bool,
+        alone: bool,
+    ) -> Any:
+        """Start a call of any schedule; otherwise as `start`. `known`: the label tells the counts of all blocks."""
+        self.check()
+        native, label, counts = self.native, call.label(), () if known else (*inputs, *outputs)
+        arguments = (label, in_place, counts, source.ctypes.data, target.ctypes.data, alone)
+        pending = native.start_schedule(*arguments)
+        if pending is None:
+            plan = make_plan()
+            program = [instruction for row in schedule.program(self.rank) for instruction in row]
+            native.keep_schedule(
+                label,
+                in_place,
+                counts,
+                _INDEX[call.collective],
+                dtypes.code(call.dtype),
+                call.dtype.itemsize,
+                _OPERATIONS.index(call.op) + 1 if call.op is not None else 0,
+                sum(inputs),
+                sum(outputs),
+                plan.scratch_elements,
+                _rows(plan),
+                # Also ranks to which no element goes are told which call this is.
+                _queues((i.peer for i in program if i.kind is Kind.SEND), plan.sends),
+                _queues((i.peer for i in program if i.kind in (Kind.RECV, Kind.RECV_REDUCE)), plan.receives),
+            )
+            pending = native.start_schedule(*arguments)
+        return self._keep(pending, (source, target))
 
     def post(self, call: Call, sends: bool, peer: int, tag: int, array: Array, alone: bool) -> Any:
         """Start a send or a recv; otherwise as `start`."""
@@ -217,13 +273,20 @@ class Mapped:
             self.transport.abort(Failure("Aborted", rank, f"rank {rank} stopped in {describe(label)}: {reason}"))
             raise
 
-    def _mismatch(self, peer: int, ours: bytes, theirs: bytes, call: int) -> NoReturn:
-        rank = self.members.index(self.transport.rank)
+    def _mismatch(
+        self, peer: int, ours: bytes, theirs: bytes, call: int, expected_bytes: int, their_bytes: int
+    ) -> NoReturn:
+        if expected_bytes != their_bytes:
+            detail = f"{their_bytes} bytes come where {expected_bytes} were expected: the element counts differ"
+        else:
+            detail = (
+                "make the same calls in the same order, with the same dtype, operation, count and root, on all ranks"
+            )
+            detail += difference(ours, theirs)
         self._fail(
             CollectiveMismatch(
-                f"call {call} differs between ranks: rank {rank} called {describe(ours)}, rank {peer} called {describe(theirs)}; "
-                "make the same calls in the same order, with the same dtype, operation, count and root, on all ranks"
-                + difference(ours, theirs)
+                f"call {call} differs between ranks: rank {self.rank} called {describe(ours)}, "
+                f"rank {peer} called {describe(theirs)}; {detail}"
             ),
             ours,
             call,
@@ -248,6 +311,25 @@ def retire(transport: Transport | None = None) -> None:
 
 # A forked child is not a rank: it has the boards mapped still, and must not write there.
 os.register_at_fork(after_in_child=retire)
+
+
+def _rows(plan: Plan) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The tasks as the numbers of a TaskRow in native/task_table.hpp, and their dependents."""
+    rows: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+    for task in plan.tasks:
+        source, target = task.source or task.target, task.target or task.source
+        assert source is not None and target is not None
+        numbers = (
+            _KINDS.index(task.kind), task.peer or 0, _BUFFERS.index(source.buffer), source.start,
+            _BUFFERS.index(target.buffer), target.start, target.stop - target.start, task.contributions, task.stride,
+            task.waits,
+        )  # fmt: skip
+        rows.append((numbers, task.dependents))
+    return rows
+
+
+def _queues(peers: Iterable[int | None], tasks: Mapping[int, tuple[int, ...]]) -> list[tuple[int, tuple[int, ...]]]:
+    return [(peer, tasks.get(peer, ())) for peer in dict.fromkeys(peers) if peer is not None]
 
 
 def _timeout_message(call: str, number: int, timeout: float, awaited: list[int], last: list[tuple[int, bytes]]) -> str:

@@ -29,8 +29,7 @@ def run_ranks(
     """
 
     def rank(transport: InprocTransport) -> Result:
-        job = Job(transport, slice_bytes)
-        job.algorithms = algorithms or {}
+        job = Job(transport, slice_bytes, algorithms=algorithms)
         return function(Communicator(job, range(size), 0, timeout, deterministic=deterministic))
 
     return run_threads(size, rank, timeout)

@@ -11,7 +11,7 @@ import os
 import re
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -65,6 +65,8 @@ class Settings:
     """The user's folder for what can be made again."""
     learnt_fd: int | None = None
     """Where a rank tells its launcher that it ends because another one failed."""
+    algorithms: Mapping[str, str] = field(default_factory=dict)
+    """Two names to each other, which mean something to collectives."""
 
 
 _LAUNCHERS: Final = {
@@ -108,7 +110,8 @@ def settings(environ: Mapping[str, str] | None = None) -> Settings:
     slice_bytes = _number(variables, "COLLECTIVES_SLICE_BYTES", 1) if "COLLECTIVES_SLICE_BYTES" in variables else None
     learnt_fd = _number(variables, "COLLECTIVES_LEARNT_FD") if "COLLECTIVES_LEARNT_FD" in variables else None
     cache = Path(variables.get("XDG_CACHE_HOME") or Path(variables.get("HOME", "/")) / ".cache")
-    return Settings(variables.get("COLLECTIVES_TRANSPORT", "auto"), timeout, slice_bytes, cache, learnt_fd)
+    algorithms = _pairs(variables, "COLLECTIVES_ALGORITHMS", "all_reduce=ring,broadcast=chain")
+    return Settings(variables.get("COLLECTIVES_TRANSPORT", "auto"), timeout, slice_bytes, cache, learnt_fd, algorithms)
 
 
 def check_timeout(timeout: object, name: str) -> float:
@@ -237,6 +240,16 @@ def _token(variables: Mapping[str, str]) -> bytes:
         raise RendezvousError(
             "COLLECTIVES_TOKEN is not a string of hexadecimal digits; set it alike on all ranks"
         ) from None
+
+
+def _pairs(variables: Mapping[str, str], name: str, example: str) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for entry in filter(None, (part.strip() for part in variables.get(name, "").split(","))):
+        left, equals, right = (word.strip() for word in entry.partition("="))
+        if not (left and equals and right) or left in pairs:
+            raise RendezvousError(f"{name} is {variables[name]!r}; expected names once each, as in {example}")
+        pairs[left] = right
+    return pairs
 
 
 def _number(variables: Mapping[str, str], name: str, least: int = 0) -> int:

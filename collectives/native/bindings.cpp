@@ -4,6 +4,7 @@
 // arrays that need no thought, numpy arrays that lie contiguous in memory, and return False for everything else, having
 // done nothing.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
@@ -13,11 +14,13 @@
 #define NPY_NO_DEPRECATED_API NPY_1_7_API_VERSION
 #include <numpy/ndarraytypes.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -27,6 +30,7 @@
 #include "group.hpp"
 #include "operation.hpp"
 #include "plan.hpp"
+#include "task_table.hpp"
 #include "types.hpp"
 
 namespace nb = nanobind;
@@ -43,7 +47,7 @@ struct Setting {
     std::vector<nb::object> operations;  // ReduceOp members in the order of the fingerprint; AVG is the second
     std::vector<int> operation_codes;    // the code of each in the kernels' tables
     nb::object look;                     // (label, call, seconds, awaited ranks, their last calls): raises to give up
-    nb::object mismatch;                 // (peer, our label, its label, call): always raises
+    nb::object mismatch;                 // (peer, our label, its label, call, our bytes, its bytes): always raises
     std::string instruction_set;
     unsigned spins;
 };
@@ -77,7 +81,7 @@ class Host {
         if (state_ == nullptr) state_ = PyEval_SaveThread();
     }
     void look(const Position& position, double seconds);
-    [[noreturn]] void mismatch(std::size_t peer, std::uint64_t call, const Label& ours, const Label& theirs);
+    [[noreturn]] void mismatch(const Difference& difference);
 
   private:
     static constexpr unsigned patient_looks = 100;
@@ -87,6 +91,31 @@ class Host {
 };
 
 nb::bytes to_bytes(const Label& label) { return nb::bytes(reinterpret_cast<const char*>(label.data()), label.size()); }
+
+Label to_label(const nb::bytes& bytes) {
+    Label label;
+    std::memcpy(label.data(), bytes.c_str(), label.size());
+    return label;
+}
+
+// A task as `collectives/mapped.py` gives it: the numbers of a TaskRow in its order, up to `waits`, then its
+// dependents.
+using RowOfNumbers = std::pair<std::array<std::size_t, 10>, std::vector<std::uint32_t>>;
+
+TaskRow to_row(const RowOfNumbers& row) {
+    const auto& [n, dependents] = row;
+    return {static_cast<TaskKind>(n[0]),
+            n[1],
+            static_cast<Buffer>(n[2]),
+            n[3],
+            static_cast<Buffer>(n[4]),
+            n[5],
+            n[6],
+            n[7],
+            n[8],
+            static_cast<std::uint32_t>(n[9]),
+            dependents};
+}
 
 class PyGroup {
   public:
@@ -225,10 +254,8 @@ class PyGroup {
     std::shared_ptr<const Plan> plan(std::size_t collective, std::size_t dtype, std::size_t item_bytes,
                                      std::size_t operation, std::size_t root, std::vector<std::size_t> counts,
                                      nb::bytes label) {
-        Label name;
-        std::memcpy(name.data(), label.c_str(), name.size());
         return find_plan(static_cast<Collective>(collective), dtype, item_bytes, operation, root,
-                         Counts{std::move(counts)}, name);
+                         Counts{std::move(counts)}, to_label(label));
     }
 
     // `alone`: it must advance while nobody waits for it.
@@ -262,13 +289,51 @@ class PyGroup {
         wait(start(plan, input, output, false));
     }
 
+    // Calls of this collective run a schedule, not `direct`; `how`: the checksum of its name, as in their labels.
+    void force(std::size_t collective, std::uint32_t how) { forced_[collective] = how; }
+
+    // Starts a call of a schedule that was kept before; nothing where none was. `counts`: the elements of the blocks,
+    // in and out, where the label does not tell.
+    std::shared_ptr<Pending> start_schedule(const nb::bytes& label, bool in_place,
+                                            const std::vector<std::size_t>& counts, std::uintptr_t input,
+                                            std::uintptr_t output, bool alone) {
+        const auto known = tables_.find({to_label(label), in_place, counts});
+        if (known == tables_.end()) return nullptr;
+        auto call = std::make_shared<Call>();
+        call->table = known->second;
+        call->input = reinterpret_cast<const std::byte*>(input);
+        call->output = reinterpret_cast<std::byte*>(output);
+        {
+            const nb::gil_scoped_release unlocked;
+            const auto lock = group_->lock();
+            group_->push(call);
+            group_->drive();
+        }
+        if (alone) Background::instance().serve(group_);
+        return call;
+    }
+
+    void keep_schedule(const nb::bytes& label, bool in_place, std::vector<std::size_t> counts, std::size_t collective,
+                       std::size_t dtype, std::size_t item_bytes, std::size_t operation, std::size_t input_count,
+                       std::size_t output_count, std::size_t scratch_count, const std::vector<RowOfNumbers>& rows,
+                       const TaskQueues& sends, const TaskQueues& receives) {
+        std::vector<TaskRow> tasks;
+        for (const RowOfNumbers& row : rows) tasks.push_back(to_row(row));
+        const Label name = to_label(label);
+        auto table = std::make_shared<const TaskTable>(
+            make_task_table(static_cast<Collective>(collective), name, reduction_of(dtype, item_bytes, operation),
+                            input_count, output_count, scratch_count, tasks, sends, receives));
+        if (tables_.size() >= most_plans) tables_.clear();
+        tables_.insert_or_assign({name, in_place, std::move(counts)}, std::move(table));
+    }
+
     std::shared_ptr<Pending> post(bool sends, std::size_t peer, std::uint32_t tag, nb::bytes label, std::uintptr_t data,
                                   std::size_t bytes, bool alone) {
         auto message = std::make_shared<Message>();
         message->sends = sends;
         message->peer = peer;
         message->tag = tag;
-        std::memcpy(message->label.data(), label.c_str(), message->label.size());
+        message->label = to_label(label);
         message->data = reinterpret_cast<std::byte*>(data);
         message->bytes = bytes;
         {
@@ -305,6 +370,7 @@ class PyGroup {
 
   private:
     static constexpr int small_types = 32;
+    static constexpr std::size_t most_plans = 1024;
 
     std::size_t size() const { return board().size(); }
     Board& board() const { return group_->board(); }
@@ -433,7 +499,11 @@ class PyGroup {
     bool run_fast(Collective collective, std::size_t dtype, std::size_t operation, std::size_t root, std::size_t count,
                   const std::byte* input, std::byte* output) {
         if (!group_->usable() || !supports(dtype, operation)) return false;
-        const Label label = make_label(static_cast<std::size_t>(collective), dtype, operation, root, count);
+        Label label = make_label(static_cast<std::size_t>(collective), dtype, operation, root, count);
+        if (const auto how = forced_[static_cast<std::size_t>(collective)]) {
+            std::memcpy(&label[20], &*how, sizeof *how);
+            return run_schedule(label, input, output);
+        }
         std::shared_ptr<const Plan>& last = last_[static_cast<std::size_t>(collective)];
         if (last == nullptr || last->label != label) {
             last = find_plan(collective, dtype, kernels::element_bytes[dtype], operation, root, Counts{{count}}, label);
@@ -446,13 +516,30 @@ class PyGroup {
         return true;
     }
 
-    std::shared_ptr<const Plan> find_plan(Collective collective, std::size_t dtype, std::size_t item_bytes,
-                                          std::size_t operation, std::size_t root, Counts counts, const Label& label) {
-        constexpr std::size_t most_plans = 1024;
-        const auto key = std::pair(label, counts.blocks);
-        const auto known = plans_.find(key);
-        if (known != plans_.end()) return known->second;
-        if (plans_.size() >= most_plans) plans_.clear();
+    // As `start_schedule`, and waits; declines what was not kept before, and barriers, whose tokens need memory.
+    bool run_schedule(const Label& label, const std::byte* input, std::byte* output) {
+        if (static_cast<Collective>(label[0]) == Collective::barrier) return false;
+        const auto call = std::make_shared<Call>();
+        for (const bool in_place : {true, false}) {
+            const auto known = tables_.find({label, in_place, {}});
+            // Arrays that share memory do so as the collective wants them in place: see `apart_or_at`.
+            if (known != tables_.end() && known->second->shares_memory(input, output) == in_place) {
+                call->table = known->second;
+            }
+        }
+        if (call->table == nullptr) return false;
+        call->input = input;
+        call->output = output;
+        {
+            const auto lock = locked();
+            group_->push(call);
+        }
+        Host host(*this, call->table->bytes_moved > board().geometry().slot_payload);
+        guarded([&] { group_->wait(call, host); });
+        return true;
+    }
+
+    Reduction reduction_of(std::size_t dtype, std::size_t item_bytes, std::size_t operation) const {
         Reduction reduction{.element_bytes = item_bytes};
         if (operation > 0) {
             reduction.fold = fold_of(dtype, operation);
@@ -461,8 +548,18 @@ class PyGroup {
                 reduction.factor = 1.0 / static_cast<double>(size());
             }
         }
-        auto plan = std::make_shared<const Plan>(
-            make_plan(collective, board().rank(), size(), root, counts, reduction, label, board().geometry()));
+        return reduction;
+    }
+
+    std::shared_ptr<const Plan> find_plan(Collective collective, std::size_t dtype, std::size_t item_bytes,
+                                          std::size_t operation, std::size_t root, Counts counts, const Label& label) {
+        const auto key = std::pair(label, counts.blocks);
+        const auto known = plans_.find(key);
+        if (known != plans_.end()) return known->second;
+        if (plans_.size() >= most_plans) plans_.clear();
+        auto plan = std::make_shared<const Plan>(make_plan(collective, board().rank(), size(), root, counts,
+                                                           reduction_of(dtype, item_bytes, operation), label,
+                                                           board().geometry()));
         plans_.emplace(key, plan);
         return plan;
     }
@@ -474,6 +571,9 @@ class PyGroup {
                                           -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
     std::map<std::pair<Label, std::vector<std::size_t>>, std::shared_ptr<const Plan>> plans_;
     std::shared_ptr<const Plan> last_[collective_count];
+    std::optional<std::uint32_t> forced_[collective_count];
+    // By label, whether input and output share memory, and the counts that the label does not tell.
+    std::map<std::tuple<Label, bool, std::vector<std::size_t>>, std::shared_ptr<const TaskTable>> tables_;
 };
 
 // The exception that is set, as an object.
@@ -531,9 +631,10 @@ void Host::look(const Position& position, double seconds) {
                           interrupt);
 }
 
-void Host::mismatch(std::size_t peer, std::uint64_t call, const Label& ours, const Label& theirs) {
+void Host::mismatch(const Difference& difference) {
     const nb::gil_scoped_acquire locked;
-    group_.setting().mismatch(peer, to_bytes(ours), to_bytes(theirs), call);
+    group_.setting().mismatch(difference.peer, to_bytes(difference.ours), to_bytes(difference.theirs), difference.call,
+                              difference.our_bytes, difference.their_bytes);
     throw std::runtime_error("the handler of mismatches returned");
 }
 
@@ -591,6 +692,9 @@ NB_MODULE(_native, module) {
         .def("supports", &PyGroup::supports)
         .def("plan", &PyGroup::plan)
         .def("start", &PyGroup::start)
+        .def("force", &PyGroup::force)
+        .def("start_schedule", &PyGroup::start_schedule)
+        .def("keep_schedule", &PyGroup::keep_schedule)
         .def("poll", &PyGroup::poll)
         .def("wait", &PyGroup::wait)
         .def("record", &PyGroup::record)

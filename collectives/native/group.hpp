@@ -18,12 +18,14 @@
 #include <optional>
 #include <thread>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "board.hpp"
 #include "messages.hpp"
 #include "operation.hpp"
 #include "plan.hpp"
+#include "scheduled.hpp"
 #include "wait.hpp"
 
 namespace collectives::engine {
@@ -31,11 +33,13 @@ namespace collectives::engine {
 using transports::Patience;
 using transports::WaitPolicy;
 
-// A collective that was started and is not waited for yet.
+// A collective that was started and is not waited for yet: as `direct` by its plan, or else by the table of a schedule.
 struct Call : Pending {
     std::shared_ptr<const Plan> plan;
+    std::shared_ptr<const TaskTable> table;
     const std::byte* input = nullptr;
     std::byte* output = nullptr;
+    Scratch scratch;  // of a schedule; the group's
 };
 
 // Where a wait stands, for whoever has to explain it: a message's `call` is its tag.
@@ -43,6 +47,14 @@ struct Position {
     Label label;
     std::uint64_t call;
     std::vector<std::size_t> awaited;
+};
+
+// A call, or a message, that does not fit what its peer did.
+struct Difference {
+    std::size_t peer;
+    std::uint64_t call;
+    Label ours, theirs;
+    std::uint64_t our_bytes = 0, their_bytes = 0;  // where the labels agree: what was expected, and what comes
 };
 
 class Group {
@@ -58,7 +70,8 @@ class Group {
           heap_(heap),
           policy_(policy),
           records_(collective_count + 1, {Traffic(board_.size())}),
-          messages_(board_, records_[collective_count].traffic, heap) {}
+          messages_(board_, records_[collective_count].traffic, heap),
+          links_(board_) {}
     Group(const Group&) = delete;
     Group& operator=(const Group&) = delete;
 
@@ -75,15 +88,14 @@ class Group {
     std::unique_lock<std::mutex> try_lock() { return std::unique_lock(mutex_, std::try_to_lock); }
 
     // The lock must be held for `run`, `push`, `post` and `drive`, and not for `wait`. A `Host` is told of long waits:
-    // blocked() after each look in vain, look(position, seconds) every 20 ms, mismatch(peer, call, ours, theirs), which
-    // throws.
+    // blocked() after each look in vain, look(position, seconds) every 20 ms, mismatch(difference), which throws.
 
     // Runs one call to its end; no other may be under way.
     template <typename Host>
     void run(const Plan& plan, const std::byte* input, std::byte* output, Host& host) {
         using Clock = std::chrono::steady_clock;
         const Clock::time_point began = plan.in_slot ? Clock::time_point{} : Clock::now();
-        Operation operation = next(plan, input, output);
+        Operation operation = begin(plan, input, output);
         Patience patience(board_.self().door(), policy_);
         for (;;) {
             patience.listen();
@@ -103,7 +115,9 @@ class Group {
         seconds += plan.in_slot ? patience.seconds() : std::chrono::duration<double>(Clock::now() - began).count();
     }
 
+    // Raises std::bad_alloc where a schedule needs more scratch memory than there is; nothing is begun then.
     void push(std::shared_ptr<Call> call) {
+        if (call->table != nullptr) call->scratch = take_scratch(call->table->scratch_bytes);
         calls_pending_.push_back(std::move(call));
         pending_.fetch_add(1, std::memory_order_release);
     }
@@ -121,14 +135,15 @@ class Group {
         bool moved = false;
         while (!calls_pending_.empty() && !mismatched_) {
             Call& head = *calls_pending_.front();
-            if (!running_) running_.emplace(next(*head.plan, head.input, head.output));
-            const Progress progress = running_->step();
+            if (running_.index() == 0) begin(head);
+            const Progress progress = step();
             if (progress == Progress::blocked) break;
             moved = true;
             if (progress == Progress::mismatch) {
                 mismatched_ = true;
             } else if (progress == Progress::done) {
-                running_.reset();
+                running_.emplace<std::monostate>();
+                keep_scratch(std::move(head.scratch));
                 head.done.store(true, std::memory_order_release);
                 calls_pending_.pop_front();
                 pending_.fetch_sub(1, std::memory_order_release);
@@ -179,15 +194,50 @@ class Group {
     template <typename Host>
     void check(Host& host) {
         if (!mismatched_) return;
-        if (running_) report(*running_, host);
-        const Message& message = *messages_.differing();
-        host.mismatch(message.peer, message.tag, message.label, messages_.their_label());
+        if (messages_.differing() != nullptr) {
+            const Message& message = *messages_.differing();
+            host.mismatch({message.peer, message.tag, message.label, messages_.their_label()});
+        }
+        if (const auto* const scheduled = std::get_if<Scheduled>(&running_)) {
+            const std::size_t peer = scheduled->differing_peer();
+            host.mismatch({peer, scheduled->call(), scheduled->table().label, scheduled->their_label(),
+                           scheduled->expected_bytes(), scheduled->their_bytes()});
+        }
+        report(std::get<Operation>(running_), host);
     }
 
     bool awaited() const { return waiters_.load(std::memory_order_relaxed) > 0; }
 
   private:
-    Operation next(const Plan& plan, const std::byte* input, std::byte* output) {
+    // What is kept for the next schedule; larger scratch memory is given back.
+    static constexpr std::size_t most_scratch = 64 * 1024 * 1024;
+
+    Scratch take_scratch(std::size_t bytes) {
+        if (bytes <= spare_.bytes) return std::exchange(spare_, {});
+        return {std::make_unique_for_overwrite<std::byte[]>(bytes), bytes};
+    }
+
+    void keep_scratch(Scratch scratch) {
+        if (scratch.bytes > spare_.bytes && scratch.bytes <= most_scratch) spare_ = std::move(scratch);
+    }
+
+    void begin(Call& call) {
+        if (call.table == nullptr) {
+            running_.emplace<Operation>(begin(*call.plan, call.input, call.output));
+            return;
+        }
+        Record& record = records_[static_cast<std::size_t>(call.table->collective)];
+        ++record.calls;
+        running_.emplace<Scheduled>(board_, links_, record.traffic, *call.table, ++calls_, call.input, call.output,
+                                    call.scratch.data.get());
+    }
+
+    Progress step() {
+        if (auto* const scheduled = std::get_if<Scheduled>(&running_)) return scheduled->step();
+        return std::get<Operation>(running_).step();
+    }
+
+    Operation begin(const Plan& plan, const std::byte* input, std::byte* output) {
         Record& record = records_[static_cast<std::size_t>(plan.collective)];
         ++record.calls;
         const std::uint64_t first = pieces_;
@@ -198,7 +248,7 @@ class Group {
     template <typename Host>
     void report(Operation& operation, Host& host) {
         const std::size_t peer = operation.differing_peer();
-        host.mismatch(peer, operation.call(), operation.plan().label, board_.slot(peer, operation.call()).label);
+        host.mismatch({peer, operation.call(), operation.plan().label, board_.slot(peer, operation.call()).label});
     }
 
     Position position(Operation& operation) { return {operation.plan().label, operation.call(), operation.awaited()}; }
@@ -207,7 +257,10 @@ class Group {
         if (const auto* const message = dynamic_cast<const Message*>(&pending)) {
             return {message->label, message->tag, {message->peer}};
         }
-        if (running_) return position(*running_);
+        if (auto* const scheduled = std::get_if<Scheduled>(&running_)) {
+            return {scheduled->table().label, scheduled->call(), scheduled->awaited()};
+        }
+        if (auto* const operation = std::get_if<Operation>(&running_)) return position(*operation);
         return {};
     }
 
@@ -216,10 +269,12 @@ class Group {
     WaitPolicy policy_;
     std::vector<Record> records_;
     Messages messages_;
+    Links links_;
+    Scratch spare_;
     std::vector<const std::byte*> scratch_;
     std::mutex mutex_;
     std::deque<std::shared_ptr<Call>> calls_pending_;
-    std::optional<Operation> running_;
+    std::variant<std::monostate, Operation, Scheduled> running_;
     bool mismatched_ = false;
     std::atomic<std::size_t> pending_ = 0;  // calls and messages under way
     std::atomic<int> waiters_ = 0;          // threads that step them because they wait for one

@@ -354,7 +354,7 @@ struct SilentHost {
     void look(const Position&, double seconds) {
         if (seconds > 60) std::abort();
     }
-    [[noreturn]] void mismatch(std::size_t, std::uint64_t, const Label&, const Label&) { std::abort(); }
+    [[noreturn]] void mismatch(const Difference&) { std::abort(); }
 };
 
 // The same calls on a thread per rank, some of them in the background.

@@ -4,7 +4,7 @@
 //   slots      one for each of the last calls: number, label, and the call's bytes when they are few;
 //   counters   how many pieces this rank has put out (produced), reduced, and taken in (consumed), over all calls;
 //   staging    a ring of pieces of its input, or of what it has reduced;
-//   pipes      a byte stream to every other rank, for messages: see pipe.hpp.
+//   pipes      two byte streams to every other rank, for messages and for schedules: see pipe.hpp.
 // Words that another rank polls are stored with release and loaded with acquire; everything else is plain memory that
 // such a word makes visible. Counters only grow. This file moves no data and waits for nothing: `slot_free`, `arrived`
 // … only look.
@@ -55,6 +55,10 @@ struct Counters {
     alignas(line_bytes) std::uint64_t consumed;
 };
 
+// What a stream carries: between two ranks there is one of each.
+enum class Lane : std::uint8_t { messages, schedules };
+inline constexpr std::size_t lanes = 2;
+
 // How far a stream between two ranks has come: `written` by its sender to that peer, `read` by its receiver from that
 // peer.
 struct StreamCounters {
@@ -81,8 +85,10 @@ struct Geometry {
     std::size_t slots_offset() const { return sizeof(Counters); }
     std::size_t staging_offset() const { return round_up(slots_offset() + slots * slot_stride(), 4096); }
     std::size_t streams_offset() const { return staging_offset() + pieces * piece_bytes; }
-    std::size_t pipes_offset() const { return round_up(streams_offset() + ranks * sizeof(StreamCounters), 4096); }
-    std::size_t bytes() const { return pipes_offset() + ranks * pipe_bytes(); }
+    std::size_t pipes_offset() const {
+        return round_up(streams_offset() + lanes * ranks * sizeof(StreamCounters), 4096);
+    }
+    std::size_t bytes() const { return pipes_offset() + lanes * ranks * pipe_bytes(); }
 };
 
 // One member of the communicator, as mapped into this process.
@@ -129,12 +135,13 @@ class Board {
     }
 
     // What `rank` has written to and read from the streams between itself and `peer`.
-    StreamCounters& stream(std::size_t rank, std::size_t peer) const {
-        return reinterpret_cast<StreamCounters*>(members_[rank].board + geometry_.streams_offset())[peer];
+    StreamCounters& stream(std::size_t rank, std::size_t peer, Lane lane) const {
+        std::byte* const streams = members_[rank].board + geometry_.streams_offset();
+        return reinterpret_cast<StreamCounters*>(streams)[number(peer, lane)];
     }
     // Where the bytes of the stream from `rank` to `peer` lie.
-    std::byte* pipe(std::size_t rank, std::size_t peer) const {
-        return members_[rank].board + geometry_.pipes_offset() + peer * geometry_.pipe_bytes();
+    std::byte* pipe(std::size_t rank, std::size_t peer, Lane lane) const {
+        return members_[rank].board + geometry_.pipes_offset() + number(peer, lane) * geometry_.pipe_bytes();
     }
 
     // Whether the slot of `call` may be written: every rank has begun the call after the one that used it last.
@@ -198,6 +205,8 @@ class Board {
     }
 
   private:
+    std::size_t number(std::size_t peer, Lane lane) const { return static_cast<std::size_t>(lane) * size() + peer; }
+
     void ring_all() {
         for (std::size_t peer = 0; peer < size(); ++peer) {
             if (peer != rank_) ring(members_[peer].door());

@@ -16,11 +16,11 @@ namespace collectives::transports {
 
 class PipeWriter {
   public:
-    PipeWriter(const Board& board, std::size_t peer)
-        : ring_(board.pipe(board.rank(), peer)),
+    PipeWriter(const Board& board, std::size_t peer, Lane lane = Lane::messages)
+        : ring_(board.pipe(board.rank(), peer, lane)),
           size_(board.geometry().pipe_bytes()),
-          written_word_(&board.stream(board.rank(), peer).written),
-          read_word_(&board.stream(peer, board.rank()).read),
+          written_word_(&board.stream(board.rank(), peer, lane).written),
+          read_word_(&board.stream(peer, board.rank(), lane).read),
           door_(&board.member(peer).door()) {}
 
     // Writes as many bytes as there is room for now, and returns how many.
@@ -62,11 +62,11 @@ class PipeWriter {
 
 class PipeReader {
   public:
-    PipeReader(const Board& board, std::size_t peer)
-        : ring_(board.pipe(peer, board.rank())),
+    PipeReader(const Board& board, std::size_t peer, Lane lane = Lane::messages)
+        : ring_(board.pipe(peer, board.rank(), lane)),
           size_(board.geometry().pipe_bytes()),
-          written_word_(&board.stream(peer, board.rank()).written),
-          read_word_(&board.stream(board.rank(), peer).read),
+          written_word_(&board.stream(peer, board.rank(), lane).written),
+          read_word_(&board.stream(board.rank(), peer, lane).read),
           door_(&board.member(peer).door()) {}
 
     // How many bytes have come and are not read yet; exact below `wanted`.
