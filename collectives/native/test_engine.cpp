@@ -1,13 +1,9 @@
 // The engine's state machines under a simulator, which steps the ranks of a job in an order drawn from a seed, and the
 // same calls on real threads. Exits with 1 and says which seed when anything differs from what the specification wants.
-#include <unistd.h>
-
 #include <cstdint>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <random>
 #include <thread>
 #include <vector>
 
@@ -17,67 +13,13 @@
 #include "messages.hpp"
 #include "operation.hpp"
 #include "plan.hpp"
+#include "test_job.hpp"
 
 using namespace collectives;
 using namespace collectives::engine;
-using transports::Member;
+using namespace collectives::engine::test;
 
 namespace {
-
-using Element = std::int32_t;
-using Random = std::mt19937_64;
-
-std::size_t below(Random& random, std::size_t limit) { return static_cast<std::size_t>(random() % limit); }
-
-// Small, so that short arrays take many pieces and the rings wrap round often.
-Geometry small_geometry(std::size_t ranks) {
-    Geometry geometry{ranks};
-    geometry.slot_payload = 64;
-    geometry.piece_bytes = 1024;
-    return geometry;
-}
-
-// Emulators and some containers have no process_vm_readv.
-bool reads_itself() {
-    const std::byte one{1};
-    std::byte copy{};
-    return transports::read_process(getpid(), reinterpret_cast<std::uintptr_t>(&one), &copy, 1);
-}
-
-// The memory of all ranks of a job: a doorbell, a board, and room for arrays that lie in the heap.
-class Memory {
-  public:
-    static constexpr std::size_t doorbell = 4096, arrays = 1 << 19;
-
-    // `readable`: ranks read each other's memory by system calls, here their own.
-    Memory(std::size_t ranks, bool readable) : geometry_(small_geometry(ranks)), readable_(readable && reads_itself()) {
-        bytes_ = transports::round_up(doorbell + geometry_.bytes() + arrays, 4096);
-        for (std::size_t rank = 0; rank < ranks; ++rank) {
-            void* const heap = std::aligned_alloc(4096, bytes_);
-            std::memset(heap, 0, bytes_);
-            heaps_.emplace_back(static_cast<std::byte*>(heap), &std::free);
-        }
-    }
-
-    Board board(std::size_t rank) const {
-        std::vector<Member> members;
-        for (const auto& heap : heaps_)
-            members.push_back({heap.get(), heap.get() + doorbell, readable_ ? getpid() : 0});
-        return Board(rank, members, geometry_);
-    }
-    HeapRange range(std::size_t rank) const { return {heaps_[rank].get(), heaps_[rank].get() + bytes_}; }
-    Element* array(std::size_t rank, std::size_t offset) const {
-        return reinterpret_cast<Element*>(heaps_[rank].get() + doorbell + geometry_.bytes()) + offset;
-    }
-    const Geometry& geometry() const { return geometry_; }
-    std::size_t ranks() const { return heaps_.size(); }
-
-  private:
-    Geometry geometry_;
-    bool readable_;
-    std::size_t bytes_;
-    std::vector<std::unique_ptr<std::byte, void (*)(void*)>> heaps_;
-};
 
 // One call as every rank makes it.
 struct Shape {
@@ -349,19 +291,11 @@ bool exchanges_messages(std::uint64_t seed) {
     return sender_traffic.sent[1] == receiver_traffic.received[0];
 }
 
-struct SilentHost {
-    void blocked() {}
-    void look(const Position&, double seconds) {
-        if (seconds > 60) std::abort();
-    }
-    [[noreturn]] void mismatch(const Difference&) { std::abort(); }
-};
-
 // The same calls on a thread per rank, some of them in the background.
 bool run_threads(std::uint64_t seed) {
     Random random(seed);
     const std::size_t ranks = 2 + below(random, 3), calls = 60;
-    const Memory memory(ranks, random() % 2 == 0);
+    const Memory& memory = kept(Memory(ranks, random() % 2 == 0));
     const std::vector<Shape> shapes = draw_shapes(random, ranks, calls);
     std::vector<char> right(ranks, 1);
     std::vector<std::shared_ptr<Group>> groups;
@@ -398,16 +332,6 @@ bool run_threads(std::uint64_t seed) {
     for (std::thread& thread : threads) thread.join();
     for (const char good : right) {
         if (good == 0) return false;
-    }
-    return true;
-}
-
-bool all(const char* name, bool (*test)(std::uint64_t), std::uint64_t seeds) {
-    for (std::uint64_t seed = 0; seed < seeds; ++seed) {
-        if (!test(seed)) {
-            std::fprintf(stderr, "%s fails with seed %llu\n", name, static_cast<unsigned long long>(seed));
-            return false;
-        }
     }
     return true;
 }

@@ -73,10 +73,11 @@ struct Geometry {
     std::size_t ranks;
     std::size_t slot_payload = 8192;
     std::size_t piece_bytes = 256 * 1024;
+    std::size_t most_pipe_bytes = 256 * 1024;
 
     // A power of two: less for each peer where there are many.
     std::size_t pipe_bytes() const {
-        std::size_t bytes = 256 * 1024;
+        std::size_t bytes = most_pipe_bytes;
         while (bytes > 16 * 1024 && bytes * ranks > 1024 * 1024) bytes /= 2;
         return bytes;
     }
