@@ -446,6 +446,27 @@ def test_a_wrong_timeout_is_named():
             cc.init(timeout=wrong)
 
 
+def test_wrong_algorithms_are_named(monkeypatch):
+    for kind, wrong, message in (
+        (TypeError, "ring", "init: algorithms is 'ring'; expected names of algorithms by collective"),
+        (ValueError, {"reduce_all": "ring"}, "init: algorithms: unknown collective 'reduce_all'"),
+        (ValueError, {"all_reduce": 3}, "init: algorithms: all_reduce has no algorithm 3; it has: direct, "),
+        (ValueError, {"scan": "direct", "all_reduce": "ring"}, "all_reduce by ring does not reduce in rank order"),
+    ):
+        with pytest.raises(kind, match=message):
+            cc.init(algorithms=wrong, deterministic=True)
+    monkeypatch.setenv("COLLECTIVES_ALGORITHMS", "all_reduce=rings")
+    with pytest.raises(ValueError, match="COLLECTIVES_ALGORITHMS: all_reduce has no algorithm 'rings'"):
+        cc.init()
+
+
+def test_algorithms_that_init_is_given(monkeypatch):
+    monkeypatch.setenv("COLLECTIVES_ALGORITHMS", "all_reduce=ring,broadcast=chain")
+    with cc.init(algorithms={"all_reduce": "one_hop"}) as comm:
+        assert comm.explain("all_reduce", 1 << 20).algorithm == "one_hop"
+        assert comm.dup().explain("broadcast", 8).algorithm == "chain"
+
+
 @pytest.mark.parametrize("timeout", [float("inf"), 1e300, 3e6])
 def test_no_limit_of_time(timeout):
     def rank(comm):

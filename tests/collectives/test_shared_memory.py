@@ -41,6 +41,14 @@ def test_thousands_of_random_collectives_agree_with_the_specification(ranks):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 3, 4, 5])
+def test_every_algorithm_gives_the_bits_and_stats_of_the_reference_engine(ranks):
+    done = run(ranks, "native_schedules.py", ranks)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("algorithms agree") == ranks
+
+
+@pytest.mark.slow
 def test_mismatches_timeouts_and_interrupts_name_the_culprit():
     done = run(3, "troubles.py")
     assert done.returncode == 0, done.stdout + done.stderr

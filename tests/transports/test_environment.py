@@ -143,6 +143,14 @@ def test_settings():
     assert settings({}).timeout == 300
     assert settings({"COLLECTIVES_SLICE_BYTES": "4096"}).slice_bytes == 4096
     assert settings({"COLLECTIVES_TIMEOUT": "inf"}).timeout == float("inf")
+    assert settings({}).algorithms == settings({"COLLECTIVES_ALGORITHMS": " "}).algorithms == {}
+    assert settings({"COLLECTIVES_ALGORITHMS": "scan = chain,all_reduce=ring"}).algorithms == {
+        "scan": "chain",
+        "all_reduce": "ring",
+    }
+    for wrong in ("ring", "all_reduce=", "=ring", "scan=chain,scan=direct"):
+        with pytest.raises(RendezvousError, match="COLLECTIVES_ALGORITHMS is .* expected names once each, as in all_"):
+            settings({"COLLECTIVES_ALGORITHMS": wrong})
     for wrong in ("soon", "", "0", "-1", "nan"):
         with pytest.raises(RendezvousError, match=f"COLLECTIVES_TIMEOUT is '{wrong}'; expected a number of seconds"):
             settings({"COLLECTIVES_TIMEOUT": wrong})

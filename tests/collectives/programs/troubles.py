@@ -7,6 +7,7 @@ import time
 import numpy as np
 
 import collectives as cc
+from collectives.start import launched_rank
 
 
 def caught(kind, call, *words):
@@ -55,7 +56,7 @@ def late(comm):
     if comm.rank == 2:
         caught(cc.CollectiveTimeout, lambda: comm.recv(np.ones(3), 0), "rank 2")
     else:
-        comm._mapped.timeout = 0.3
+        comm.timeout = comm._mapped.timeout = 0.3
         caught(
             cc.CollectiveTimeout,
             comm.barrier,
@@ -113,8 +114,45 @@ def closed(comm):
     caught(ValueError, lambda: part.all_reduce(x), "closed")
 
 
-for trouble in (closed, mismatch, message_mismatch, late, interrupted, left, aborted):
-    world = cc.init("shm", timeout=30)
+def uneven(comm):
+    """Rank 1 expects more than rank 0 sends; nothing in the label tells."""
+    counts = np.eye(3, dtype=int)[comm.rank] * 2
+    expected = counts + (np.arange(3) == 0) if comm.rank == 1 else counts
+    caught(
+        cc.CollectiveMismatch,
+        lambda: (comm.all_to_all_v(np.ones(2, np.int16), counts, expected), comm.barrier()),
+        "0 bytes come where 2 were expected: the element counts differ",
+        "all_to_all(int16 × 0)",
+    )
+
+
+def direct_or_not(comm):
+    """Rank 2 runs a schedule where the others run none."""
+    x = np.ones(6, np.float32)
+    caught(
+        cc.CollectiveMismatch,
+        lambda: comm.all_to_all_v(x, [2] * 3, [2] * 3) if comm.rank == 2 else comm.all_to_all(x),
+        "all_to_all(float32 × 2)",
+        "rank 2 called all_to_all(float32 × 0)",
+    )
+
+
+def other_algorithm(comm):
+    caught(
+        cc.CollectiveMismatch,
+        lambda: comm.all_reduce(np.ones(100_000)),
+        "rank 1 called all_reduce(float64 × 100000, SUM)",
+        "not the algorithm or the slice size",
+        "init(algorithms=…)",
+    )
+
+
+FORCED = {"all_reduce": "ring", "barrier": "dissemination", "broadcast": "chain"}
+troubles = (closed, mismatch, message_mismatch, late, interrupted, left, aborted)
+plan = [(trouble, {}) for trouble in (*troubles, uneven, direct_or_not)] + [(trouble, FORCED) for trouble in troubles]
+plan.append((other_algorithm, {"all_reduce": "recursive_doubling" if launched_rank() == 1 else "ring"}))
+for trouble, algorithms in plan:
+    world = cc.init("shm", timeout=30, algorithms=algorithms)
     trouble(world)
     world.close()
 print(f"rank {world.rank} fails as it should")
