@@ -644,7 +644,7 @@ NB_MODULE(_native, module) {
     nb::set_leak_warnings(false);
     module.doc() = "The native engine; use it through collectives.Communicator.";
     module.attr("largest_in_slot") = Geometry{1}.slot_payload;
-    module.def("board_bytes", [](std::size_t ranks) { return Geometry{ranks}.bytes(); });
+    module.def("board_bytes", &Geometry::most_bytes);
     module.def("stop_background", [] { Background::instance().stop(); });
     nb::class_<Pending>(module, "Pending").def_prop_ro("done", [](const Pending& pending) {
         return pending.done.load(std::memory_order_acquire);

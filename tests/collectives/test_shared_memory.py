@@ -10,18 +10,25 @@ import pytest
 PROGRAMS = Path(__file__).parent / "programs"
 
 
-def run(ranks, program, *arguments, timeout=100):
-    command = [
-        sys.executable,
-        "-m",
-        "collectives",
-        "run",
-        "-n",
-        str(ranks),
-        str(PROGRAMS / program),
-        *map(str, arguments),
-    ]
+# Those that fold in rank order, as the specification's bits are made; and some that only move data.
+SCHEDULES = (
+    "all_reduce=one_hop,reduce_scatter=direct,reduce=direct,scan=direct,all_gather=ring,broadcast=chain,"
+    "gather=binomial,scatter=binomial,all_to_all=pairwise,barrier=dissemination"
+)
+
+
+def run(ranks, program, *arguments, timeout=100, **variables):
+    command = [sys.executable, "-m", "collectives", "run", "-n", str(ranks)]
+    for name, value in variables.items():
+        command += ["--env", f"{name}={value}"]
+    command += [str(PROGRAMS / program), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def test_a_board_has_room_for_a_communicator_of_fewer_ranks():
+    native = pytest.importorskip("collectives._native")
+    sizes = [native.board_bytes(ranks) for ranks in range(1, 100)]
+    assert sizes == sorted(sizes)
 
 
 @pytest.mark.slow
@@ -32,11 +39,22 @@ def test_random_collectives_agree_with_the_specification(ranks):
     assert done.stdout.count("120 rounds") == ranks
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+def test_random_schedules_agree_with_the_specification(ranks):
+    done = run(ranks, "random_collectives.py", "shm", ranks, 80, COLLECTIVES_ALGORITHMS=SCHEDULES)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("80 rounds") == ranks
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("ranks", [2, 3, 4, 7])
 def test_thousands_of_random_collectives_agree_with_the_specification(ranks):
     done = run(ranks, "random_collectives.py", "shm", time.time_ns() % 2**31, 10_000, timeout=3000)
+    assert done.returncode == 0, done.stderr
+    seed = time.time_ns() % 2**31
+    done = run(ranks, "random_collectives.py", "shm", seed, 2000, timeout=3000, COLLECTIVES_ALGORITHMS=SCHEDULES)
     assert done.returncode == 0, done.stderr
 
 

@@ -90,6 +90,13 @@ struct Geometry {
         return round_up(streams_offset() + lanes * ranks * sizeof(StreamCounters), 4096);
     }
     std::size_t bytes() const { return pipes_offset() + lanes * ranks * pipe_bytes(); }
+
+    // For any communicator of at most so many ranks: fewer may need more, since their pipes are larger.
+    static std::size_t most_bytes(std::size_t ranks) {
+        std::size_t most = 0;
+        for (std::size_t fewer = 1; fewer <= ranks; ++fewer) most = std::max(most, Geometry{fewer}.bytes());
+        return most;
+    }
 };
 
 // One member of the communicator, as mapped into this process.
