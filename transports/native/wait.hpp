@@ -80,9 +80,11 @@ class Patience {
         const Clock::time_point now = Clock::now();
         if (looks_ == policy_.spins + 1) {
             began_ = looked_ = now;
+            if (crowded.load(std::memory_order_relaxed) > 0) crowded.fetch_sub(1, std::memory_order_relaxed);
         }
-        if (looks_ <= policy_.spins + yields) {
+        if (looks_ <= policy_.spins + yields()) {
             sched_yield();
+            if (Clock::now() - now > foreign_turn) crowded.store(waits_crowded, std::memory_order_relaxed);
         } else if (!asleep_) {
             asleep_ = true;
             atomic(door_.sleepers).fetch_add(1, std::memory_order_seq_cst);
@@ -106,9 +108,15 @@ class Patience {
 
   private:
     using Clock = std::chrono::steady_clock;
-    // Few: each yield forfeits a time slice to whatever else runs on this processor, which a sleeper is granted when it
-    // wakes. They are counted, not timed, since one yield may last as long as another rank's whole turn.
-    static constexpr unsigned yields = 20;
+    // Beside other programs each yield forfeits a time slice to them, which a sleeper is granted when it wakes: there a
+    // rank yields a few times only. A yield that lasts as long as such a slice tells. Yields are counted, not timed,
+    // since one may last as long as another rank's turn.
+    static constexpr unsigned many_yields = 2000, few_yields = 20;
+    static constexpr Clock::duration foreign_turn = std::chrono::microseconds(500);
+    static constexpr int waits_crowded = 200;
+    static inline std::atomic<int> crowded = 0;  // for how many more waits this processor counts as crowded
+    unsigned yields() const { return crowded.load(std::memory_order_relaxed) > 0 ? few_yields : many_yields; }
+
     static constexpr Clock::duration shortest_sleep = std::chrono::microseconds(50);
     static constexpr Clock::duration longest_sleep = std::chrono::milliseconds(10);
     static constexpr Clock::duration looking = std::chrono::milliseconds(20);
