@@ -88,6 +88,8 @@ $(VENV)/.gloo: | $(VENV)/.installed
 
 bench: setup $(VENV)/.impi $(if $(BENCH_GLOO),$(VENV)/.gloo)
 	@$(BIN)/python -m bench $(BENCH_ARGS)
+	@$(if $(BENCH_ARGS),,$(BIN)/python -m bench all_reduce all_gather broadcast --transports shm --ranks 3 --sizes 8K --odd)
+	@$(if $(BENCH_ARGS),,$(BIN)/python -m bench all_reduce all_gather broadcast --transports shm --ranks 2 --sizes 64K,1M,16M --first-touch)
 
 check: setup
 	@$(BIN)/ruff check --quiet
