@@ -526,7 +526,7 @@ class Communicator:
             self._in_place(name, source, target, inputs, outputs, root, True)
             if self._plans_for:
                 fixed = mapped.fix(call, source.flat, target.flat)
-                return MappedPersistentCall(fixed, result, (source, target), mapped.check)
+                return MappedPersistentCall(fixed, result, (source.flat, target.flat), mapped.check, mapped.keep)
             pending = mapped.start(call, source.flat, target.flat, async_op)
             return self._pending(mapped, pending, name, target if target.strided else None, result, async_op)
         if self._plans_for:

@@ -115,7 +115,7 @@ class Mapped:
         for collective, how in forced.items():
             self.native.force(_INDEX[collective], checksum(how))
         self._heaps = heaps
-        self._in_flight: list[tuple[Any, object]] = []
+        self._in_flight: dict[Any, object] = {}
         self._left: tuple[int, set[int]] = (0, set())
         self.transport, self.members, self.timeout = transport, tuple(members), timeout
         self.rank: Final = self.members.index(transport.rank)
@@ -152,7 +152,7 @@ class Mapped:
         """Start a collective; returns its handle, for `poll` and `wait`. `alone`: it must advance while nobody waits for it."""
         self.check()
         pending = self.native.start(self.plan(call), source.ctypes.data, target.ctypes.data, alone)
-        return self._keep(pending, (source, target))
+        return self.keep(pending, (source, target))
 
     def fix(self, call: Call, source: Array, target: Array) -> Any:
         """A call that can be made again and again on the same arrays; its caller keeps them alive."""
@@ -197,19 +197,21 @@ class Mapped:
                 _queues((i.peer for i in program if i.kind in (Kind.RECV, Kind.RECV_REDUCE)), plan.receives),
             )
             pending = native.start_schedule(*arguments)
-        return self._keep(pending, (source, target))
+        return self.keep(pending, (source, target))
 
     def post(self, call: Call, sends: bool, peer: int, tag: int, array: Array, alone: bool) -> Any:
         """Start a send or a recv; otherwise as `start`."""
         self.check()
         pending = self.native.post(sends, peer, tag, call.label(), array.ctypes.data, array.nbytes, alone)
-        return self._keep(pending, array)
+        return self.keep(pending, array)
 
-    def _keep(self, pending: Any, arrays: object) -> Any:
-        """The engine touches the arrays until the call is done, even if the caller forgets it."""
-        self._in_flight = [entry for entry in self._in_flight if not entry[0].done]
+    def keep(self, pending: Any, arrays: object) -> Any:
+        """Hold the arrays until the call is done: the engine touches them even if the caller forgets it."""
+        for earlier in tuple(self._in_flight):  # another thread may start a call meanwhile
+            if earlier.done:
+                self._in_flight.pop(earlier, None)
         if not pending.done:
-            self._in_flight.append((pending, arrays))
+            self._in_flight[pending] = arrays
         return pending
 
     def check(self) -> None:

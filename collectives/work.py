@@ -66,10 +66,25 @@ class PersistentCall:
 
 
 class MappedPersistentCall(PersistentCall):
-    """A persistent call over shared memory; `fixed` is the native engine's, `check` raises what has failed the job."""
+    """A persistent call over shared memory; `fixed` is the native engine's, `check` raises what has failed the job.
 
-    def __init__(self, fixed: Any, result: object, keep_alive: object, check: Callable[[], None]) -> None:
-        self._fixed, self._result, self._keep_alive, self._check = fixed, result, keep_alive, check
+    `keep` holds the arrays of what is under way when this is forgotten.
+    """
+
+    def __init__(
+        self,
+        fixed: Any,
+        result: object,
+        arrays: object,
+        check: Callable[[], None],
+        keep: Callable[[Any, object], Any],
+    ) -> None:
+        self._fixed, self._result, self._arrays, self._check, self._keep = fixed, result, arrays, check, keep
+
+    def __del__(self) -> None:
+        """The engine may still write to the arrays."""
+        if not self._fixed.finished:
+            self._keep(self._fixed.pending, self._arrays)
 
     def __call__(self) -> Any:
         """As `PersistentCall`."""

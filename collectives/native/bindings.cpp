@@ -140,10 +140,10 @@ class PyGroup {
     PyGroup(const PyGroup&) = delete;
     PyGroup& operator=(const PyGroup&) = delete;
     ~PyGroup() {
-        // The background thread may still know the group: it steps it no more.
+        // The background thread may still know the group, and the heaps go next.
         group_->fail();
         const nb::gil_scoped_release unlocked;
-        group_->lock();
+        Background::instance().forget(group_);
     }
 
     const Setting& setting() const { return setting_; }
@@ -608,6 +608,7 @@ class FixedCall {
     void wait() {
         if (pending_ != nullptr) group_->wait(pending_);
     }
+    const std::shared_ptr<Pending>& pending() const { return pending_; }
     bool finished() const { return pending_ == nullptr || pending_->done.load(std::memory_order_acquire); }
 
   private:
@@ -656,6 +657,7 @@ NB_MODULE(_native, module) {
         .def("start", &FixedCall::start)
         .def("done", &FixedCall::done)
         .def("wait", &FixedCall::wait)
+        .def_prop_ro("pending", &FixedCall::pending)
         .def_prop_ro("finished", &FixedCall::finished);
     nb::class_<PyGroup>(module, "Group")
         .def(

@@ -4,7 +4,7 @@
 // itself; the background thread steps the queues that nobody waits for.
 #pragma once
 
-#include <unistd.h>
+#include <pthread.h>
 
 #include <algorithm>
 #include <atomic>
@@ -286,10 +286,15 @@ class Group {
 // Steps, in a thread of its own, the queues of all groups that have calls in flight and nobody who waits for them.
 class Background {
   public:
-    // One a process. Never destroyed: its thread may outlive main.
+    // One a process, also in a forked child, where the thread of the parent does not run. Never destroyed: the thread
+    // may outlive main.
     static Background& instance() {
-        static auto* const background = new Background;
-        return *background;
+        static const int registered = [] {
+            current_ = new Background;
+            return pthread_atfork(nullptr, nullptr, [] { current_ = new Background; });
+        }();
+        static_cast<void>(registered);
+        return *current_;
     }
 
     void serve(const std::shared_ptr<Group>& group) {
@@ -297,16 +302,19 @@ class Background {
         if (ending_) return;
         groups_.push_back(group);
         came_.store(true, std::memory_order_release);
-        if (!thread_.joinable()) {
-            process_ = getpid();
-            thread_ = std::thread([this] { loop(); });
-        }
+        if (!thread_.joinable()) thread_ = std::thread([this] { loop(); });
         if (sleeps_) wake_.notify_one();
     }
 
-    // No thread touches any array after this. A forked child has no such thread.
+    // Of a group that has failed: the thread looks at nothing of it after this, so its memory may go.
+    void forget(const std::shared_ptr<Group>& group) {
+        std::unique_lock lock(mutex_);
+        std::erase(groups_, group);
+        dropped_.wait(lock, [&] { return !knows(group); });
+    }
+
+    // No thread touches any array after this.
     void stop() {
-        if (getpid() != process_) return;
         {
             const std::lock_guard lock(mutex_);
             ending_ = true;
@@ -322,57 +330,70 @@ class Background {
     static constexpr std::chrono::milliseconds lingering{1};
 
     void loop() {
-        std::vector<std::shared_ptr<Group>> active;
         std::optional<Patience> patience;
-        while (take_in(active)) {
-            if (!patience) patience.emplace(active[0]->board().self().door(), WaitPolicy{1});
+        while (take_in()) {
+            if (!patience) patience.emplace(active_[0]->board().self().door(), WaitPolicy{1});
             patience->listen();
-            bool moved = false;
-            std::erase_if(active, [&](const std::shared_ptr<Group>& group) {
+            bool moved = false, over = false;
+            for (const std::shared_ptr<Group>& group : active_) {
                 if (!group->awaited()) {
                     if (auto lock = group->try_lock()) moved = group->drive() || moved;
                 }
-                return group->idle() || !group->usable();
-            });
-            if (active.empty()) {
-                patience.reset();
+                over = over || is_over(*group);
+            }
+            if (over) {
+                patience.reset();  // its doorbell may go with a group
+                const std::lock_guard lock(mutex_);
+                std::erase_if(active_, [](const std::shared_ptr<Group>& group) { return is_over(*group); });
+                dropped_.notify_all();
             } else if (moved) {
                 patience->reset();
             } else {
                 patience->pause();
             }
         }
+        patience.reset();
+        const std::lock_guard lock(mutex_);
+        active_.clear();
+        dropped_.notify_all();
+    }
+
+    static bool is_over(const Group& group) { return group.idle() || !group.usable(); }
+
+    bool knows(const std::shared_ptr<Group>& group) const {
+        return std::find(active_.begin(), active_.end(), group) != active_.end();
     }
 
     // Adds the groups that have come, waiting for some when there are none at all; false: the thread ends.
-    bool take_in(std::vector<std::shared_ptr<Group>>& active) {
-        if (active.empty()) {
+    bool take_in() {
+        if (active_.empty()) {
             const auto until = std::chrono::steady_clock::now() + lingering;
             while (!came_.load(std::memory_order_acquire) && std::chrono::steady_clock::now() < until) sched_yield();
         } else if (!came_.load(std::memory_order_acquire)) {
             return true;
         }
         std::unique_lock lock(mutex_);
-        if (active.empty()) {
+        if (active_.empty()) {
             sleeps_ = true;
             wake_.wait(lock, [this] { return ending_ || !groups_.empty(); });
             sleeps_ = false;
         }
         if (ending_) return false;
         for (const auto& group : groups_) {
-            if (std::find(active.begin(), active.end(), group) == active.end()) active.push_back(group);
+            if (!knows(group)) active_.push_back(group);
         }
         groups_.clear();
         came_.store(false, std::memory_order_release);
         return true;
     }
 
+    inline static Background* current_ = nullptr;
     std::mutex mutex_;
-    std::condition_variable wake_;
-    std::vector<std::shared_ptr<Group>> groups_;
+    std::condition_variable wake_, dropped_;
+    std::vector<std::shared_ptr<Group>> groups_;  // that have come and are not taken in yet
+    std::vector<std::shared_ptr<Group>> active_;  // the thread's: others read it under the lock, which changes need too
     bool ending_ = false, sleeps_ = false;
     std::atomic<bool> came_ = false;  // groups, or the end
-    pid_t process_ = -1;
     std::thread thread_;
 };
 

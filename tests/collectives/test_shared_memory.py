@@ -79,3 +79,10 @@ def test_wrong_arguments_are_refused_before_anything_is_sent(transport):
     done = run(2, "misuse.py", transport)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("is told") == 2
+
+
+@pytest.mark.slow
+def test_what_is_dropped_in_flight_is_kept_until_the_engine_lets_go_of_it():
+    done = run(2, "forgotten.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("nothing was missed") == 2
