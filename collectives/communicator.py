@@ -68,8 +68,7 @@ class Communicator:
     ) -> None:
         self.rank: Final = members.index(job.transport.rank)
         self.size: Final = len(members)
-        self.timeout = timeout
-        """Seconds after which a call raises CollectiveTimeout."""
+        self._timeout = timeout
         self.deterministic: Final = deterministic
         """Whether reductions are made in rank order, rounded once; kept by `split` and `dup`."""
         self._job, self._members, self._context = job, tuple(members), context
@@ -86,6 +85,18 @@ class Communicator:
             forced = {name: _how(algorithm, job) for name, algorithm in job.algorithms.items()}
             self._mapped = Mapped(job.transport, self._members, boards, timeout, forced)
             self._fast = self._mapped.native
+
+    @property
+    def timeout(self) -> float:
+        """Seconds after which a call raises CollectiveTimeout; may be set."""
+        return self._timeout
+
+    @timeout.setter
+    def timeout(self, seconds: float) -> None:
+        """Set it for calls made from now on."""
+        self._timeout = seconds
+        if self._mapped is not None:
+            self._mapped.timeout = seconds
 
     # Collectives
 

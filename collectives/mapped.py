@@ -227,11 +227,7 @@ class Mapped:
 
     def wait(self, pending: Any, timeout: float) -> None:
         """Wait for a call; raises CollectiveTimeout, CollectiveMismatch, or what the failing rank met."""
-        kept, self.timeout = self.timeout, timeout
-        try:
-            self.native.wait(pending)
-        finally:
-            self.timeout = kept
+        self.native.wait(pending, timeout)
 
     def records(self) -> dict[str, tuple[int, float, list[int], list[int]]]:
         """Collective -> (calls, seconds in calls, bytes sent to each rank, bytes received from each rank)."""
@@ -245,11 +241,13 @@ class Mapped:
         awaited: list[int],
         last: list[tuple[int, bytes]],
         interrupt: BaseException | None,
+        timeout: float | None,
     ) -> None:
         """Called every 20 ms of a wait: raises when there is nothing to wait for any more.
 
-        `interrupt`: what a signal handler raised meanwhile.
+        `interrupt`: what a signal handler raised meanwhile. `timeout`: of this wait, where it is not the communicator's.
         """
+        timeout = self.timeout if timeout is None else timeout
         try:
             if interrupt is not None:
                 raise interrupt
@@ -261,9 +259,9 @@ class Mapped:
             lost = sorted(gone & seen) if seen_call == call else []
             if lost:
                 raise self.transport.lose(self.members[lost[0]])
-            if seconds > self.timeout:
+            if seconds > timeout:
                 self._fail(
-                    CollectiveTimeout(_timeout_message(describe(label), call, self.timeout, awaited, last)), label, call
+                    CollectiveTimeout(_timeout_message(describe(label), call, timeout, awaited, last)), label, call
                 )
         except JobFailed as error:
             self._fail(exception_of(error.failure, self.transport.rank), label, call)

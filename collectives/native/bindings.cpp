@@ -5,6 +5,7 @@
 // done nothing.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/array.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
@@ -46,8 +47,9 @@ struct Setting {
     std::vector<std::pair<int, int>> type_numbers;  // numpy's type number, our dtype code
     std::vector<nb::object> operations;  // ReduceOp members in the order of the fingerprint; AVG is the second
     std::vector<int> operation_codes;    // the code of each in the kernels' tables
-    nb::object look;                     // (label, call, seconds, awaited ranks, their last calls): raises to give up
-    nb::object mismatch;                 // (peer, our label, its label, call, our bytes, its bytes): always raises
+    nb::object look;      // (label, call, seconds, awaited ranks, their last calls, what a signal raised, the timeout
+                          // if not the communicator's): raises to give up
+    nb::object mismatch;  // (peer, our label, its label, call, our bytes, its bytes): always raises
     std::string instruction_set;
     unsigned spins;
 };
@@ -66,7 +68,8 @@ class PyGroup;
 // around.
 class Host {
   public:
-    explicit Host(const PyGroup& group, bool eager) : group_(group) {
+    explicit Host(const PyGroup& group, bool eager, std::optional<double> timeout = {})
+        : group_(group), timeout_(timeout) {
         if (eager) release();
     }
     Host(const Host&) = delete;
@@ -86,6 +89,7 @@ class Host {
   private:
     static constexpr unsigned patient_looks = 100;
     const PyGroup& group_;
+    std::optional<double> timeout_;
     unsigned looks_ = 0;
     PyThreadState* state_ = nullptr;
 };
@@ -348,14 +352,14 @@ class PyGroup {
     bool poll(const std::shared_ptr<Pending>& pending) {
         if (pending->done.load(std::memory_order_acquire)) return true;
         Host host(*this, true);
-        const auto lock = group_->lock();
-        group_->drive();
-        group_->check(host);
-        return pending->done.load(std::memory_order_acquire);
+        bool done = false;
+        guarded([&] { done = group_->poll(pending, host); });
+        return done;
     }
 
-    void wait(const std::shared_ptr<Pending>& pending) {
-        Host host(*this, false);
+    // `timeout`: seconds, in place of the communicator's.
+    void wait(const std::shared_ptr<Pending>& pending, std::optional<double> timeout = {}) {
+        Host host(*this, false, timeout);
         guarded([&] { group_->wait(pending, host); });
     }
 
@@ -504,13 +508,14 @@ class PyGroup {
             std::memcpy(&label[20], &*how, sizeof *how);
             return run_schedule(label, input, output);
         }
+        const auto lock = locked();
+        if (!group_->idle()) return false;
+        // The lock keeps it: other threads may run while this one waits.
         std::shared_ptr<const Plan>& last = last_[static_cast<std::size_t>(collective)];
         if (last == nullptr || last->label != label) {
             last = find_plan(collective, dtype, kernels::element_bytes[dtype], operation, root, Counts{{count}}, label);
         }
         const Plan& plan = *last;
-        const auto lock = locked();
-        if (!group_->idle()) return false;
         Host host(*this, !plan.in_slot);
         guarded([&] { group_->run(plan, input, output, host); });
         return true;
@@ -628,8 +633,8 @@ void Host::look(const Position& position, double seconds) {
     }
     nb::object interrupt = nb::none();
     if (PyErr_CheckSignals() != 0) interrupt = nb::steal(fetch_exception());
-    group_.setting().look(to_bytes(position.label), position.call, seconds, nb::cast(position.awaited), last,
-                          interrupt);
+    group_.setting().look(to_bytes(position.label), position.call, seconds, nb::cast(position.awaited), last, interrupt,
+                          timeout_);
 }
 
 void Host::mismatch(const Difference& difference) {
@@ -698,7 +703,7 @@ NB_MODULE(_native, module) {
         .def("start_schedule", &PyGroup::start_schedule)
         .def("keep_schedule", &PyGroup::keep_schedule)
         .def("poll", &PyGroup::poll)
-        .def("wait", &PyGroup::wait)
+        .def("wait", &PyGroup::wait, nb::arg(), nb::arg().none())
         .def("record", &PyGroup::record)
         .def("fail", &PyGroup::fail)
         .def_prop_ro("usable", &PyGroup::usable);

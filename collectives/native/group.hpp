@@ -87,8 +87,9 @@ class Group {
     std::unique_lock<std::mutex> lock() { return std::unique_lock(mutex_); }
     std::unique_lock<std::mutex> try_lock() { return std::unique_lock(mutex_, std::try_to_lock); }
 
-    // The lock must be held for `run`, `push`, `post` and `drive`, and not for `wait`. A `Host` is told of long waits:
-    // blocked() after each look in vain, look(position, seconds) every 20 ms, mismatch(difference), which throws.
+    // The lock must be held for `run`, `push`, `post` and `drive`, and not for `wait` and `poll`. A `Host` is told of
+    // long waits: blocked() after each look in vain, release() before another thread is waited for, look(position,
+    // seconds) every 20 ms, mismatch(difference), which throws.
 
     // Runs one call to its end; no other may be under way.
     template <typename Host>
@@ -171,7 +172,7 @@ class Group {
             patience.listen();
             bool moved = false;
             {
-                const auto held = lock();
+                const auto held = lock(host);
                 moved = drive();
                 check(host);
             }
@@ -181,13 +182,31 @@ class Group {
             }
             host.blocked();
             if (!patience.pause() && !board_.aborted()) continue;
-            std::optional<Position> place;
-            {
-                const auto held = lock();
-                place = where(*pending);
-            }
-            host.look(*place, patience.seconds());
+            host.look(locked_position(*pending, host), patience.seconds());
         }
+    }
+
+    // Steps what is under way; returns whether `pending` is done. Who polls learns as soon as who waits that it never
+    // will be.
+    template <typename Host>
+    bool poll(const std::shared_ptr<Pending>& pending, Host& host) {
+        using Clock = std::chrono::steady_clock;
+        if (pending->done.load(std::memory_order_acquire)) return true;
+        bool looks = !usable();
+        {
+            const auto held = lock(host);
+            drive();
+            check(host);
+            const Clock::time_point now = Clock::now();
+            if (looks || now - polled_ >= Patience::looking) {
+                polled_ = now;
+                looks = true;
+            }
+        }
+        if (looks && !pending->done.load(std::memory_order_acquire)) {
+            host.look(locked_position(*pending, host), 0.0);
+        }
+        return pending->done.load(std::memory_order_acquire);
     }
 
     // Tells the host of a mismatch that `drive` has met.
@@ -253,6 +272,23 @@ class Group {
 
     Position position(Operation& operation) { return {operation.plan().label, operation.call(), operation.awaited()}; }
 
+    // Whoever holds the lock may need the interpreter before it lets go: nobody waits for it holding the interpreter.
+    template <typename Host>
+    std::unique_lock<std::mutex> lock(Host& host) {
+        auto held = try_lock();
+        if (!held) {
+            host.release();
+            held.lock();
+        }
+        return held;
+    }
+
+    template <typename Host>
+    Position locked_position(const Pending& pending, Host& host) {
+        const auto held = lock(host);
+        return where(pending);
+    }
+
     Position where(const Pending& pending) {
         if (const auto* const message = dynamic_cast<const Message*>(&pending)) {
             return {message->label, message->tag, {message->peer}};
@@ -276,8 +312,9 @@ class Group {
     std::deque<std::shared_ptr<Call>> calls_pending_;
     std::variant<std::monostate, Operation, Scheduled> running_;
     bool mismatched_ = false;
-    std::atomic<std::size_t> pending_ = 0;  // calls and messages under way
-    std::atomic<int> waiters_ = 0;          // threads that step them because they wait for one
+    std::chrono::steady_clock::time_point polled_{};  // when a poll last looked around
+    std::atomic<std::size_t> pending_ = 0;            // calls and messages under way
+    std::atomic<int> waiters_ = 0;                    // threads that step them because they wait for one
     std::atomic<bool> failed_ = false;
     std::uint64_t calls_ = 0;
     std::uint64_t pieces_ = 0;

@@ -84,6 +84,7 @@ inline const Memory& kept(Memory memory) {
 
 struct SilentHost {
     void blocked() {}
+    void release() {}
     void look(const Position&, double seconds) {
         if (seconds > 60) std::abort();
     }

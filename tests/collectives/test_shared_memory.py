@@ -86,3 +86,10 @@ def test_what_is_dropped_in_flight_is_kept_until_the_engine_lets_go_of_it():
     done = run(2, "forgotten.py")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("nothing was missed") == 2
+
+
+@pytest.mark.slow
+def test_threads_share_a_communicator():
+    done = run(2, "many_threads.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("all threads finished") == 2

@@ -61,6 +61,8 @@ struct WaitPolicy {
 //     while (patience.listen(), !ready()) if (patience.pause()) look_around();
 class Patience {
   public:
+    static constexpr std::chrono::milliseconds looking{20};
+
     Patience(Doorbell& door, WaitPolicy policy) : door_(door), policy_(policy) {}
     Patience(const Patience&) = delete;
     Patience& operator=(const Patience&) = delete;
@@ -119,7 +121,6 @@ class Patience {
 
     static constexpr Clock::duration shortest_sleep = std::chrono::microseconds(50);
     static constexpr Clock::duration longest_sleep = std::chrono::milliseconds(10);
-    static constexpr Clock::duration looking = std::chrono::milliseconds(20);
 
     double blocked() const {
         return looks_ > policy_.spins ? std::chrono::duration<double>(Clock::now() - began_).count() : 0.0;

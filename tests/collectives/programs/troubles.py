@@ -56,7 +56,7 @@ def late(comm):
     if comm.rank == 2:
         caught(cc.CollectiveTimeout, lambda: comm.recv(np.ones(3), 0), "rank 2")
     else:
-        comm.timeout = comm._mapped.timeout = 0.3
+        comm.timeout = 0.3
         caught(
             cc.CollectiveTimeout,
             comm.barrier,
@@ -85,6 +85,15 @@ def left(comm):
         caught(cc.PeerLost, lambda: comm.recv(np.ones(2), 1), "rank 1", "left normally")
     else:
         caught(cc.PeerLost, lambda: comm.barrier(), "rank 1")
+
+
+def polled(comm):
+    """Who only polls learns as well that a rank has left."""
+    if comm.rank == 1:
+        comm.close()
+    else:
+        work = comm.all_reduce(np.ones(50_000), async_op=True)
+        caught(cc.PeerLost, lambda: [None for _ in iter(work.done, True)], "rank 1")
 
 
 def aborted(comm):
@@ -148,7 +157,7 @@ def other_algorithm(comm):
 
 
 FORCED = {"all_reduce": "ring", "barrier": "dissemination", "broadcast": "chain"}
-troubles = (closed, mismatch, message_mismatch, late, interrupted, left, aborted)
+troubles = (closed, mismatch, message_mismatch, late, interrupted, left, polled, aborted)
 plan = [(trouble, {}) for trouble in (*troubles, uneven, direct_or_not)] + [(trouble, FORCED) for trouble in troubles]
 plan.append((other_algorithm, {"all_reduce": "recursive_doubling" if launched_rank() == 1 else "ring"}))
 for trouble, algorithms in plan:
