@@ -102,8 +102,8 @@ class Operation {
             offer = Offer::in_heap;
             const Address address{static_cast<std::uint64_t>(input_ - heap_.begin)};
             std::memcpy(own.payload, &address, sizeof address);
-        } else if (offers_ && board_.self().process != 0 && plan_.reduction.fold == nullptr && can_lend() &&
-                   plan_.largest_block >= read_from) {
+        } else if (offers_ && board_.self().process != 0 && plan_.reduction.fold == nullptr &&
+                   plan_.collective != Collective::gather && can_lend() && plan_.largest_block >= read_from) {
             offer = Offer::in_process;
             const Address address{reinterpret_cast<std::uintptr_t>(input_)};
             std::memcpy(own.payload, &address, sizeof address);
@@ -125,11 +125,16 @@ class Operation {
         board_.advance(&Counters::reduced, first_ + plan_.pieces);
     }
 
-    // An input may be read by others in place only while this rank does not write to it. What a root lends is copied by
-    // the others alone; from `shared_work_from` bytes on two copies are quicker in which it takes part.
+    // An input may be read by others in place only while this rank does not write to it. What is lent is copied by
+    // those who take it alone: to or from a root, from `shared_work_from` bytes on, two copies in which all take part
+    // are quicker.
     bool can_lend() const {
         constexpr std::size_t shared_work_from = 8 * 1024 * 1024;
-        if (plan_.collective == Collective::broadcast && plan_.input_bytes >= shared_work_from) return false;
+        const bool gathers = plan_.collective == Collective::gather;
+        if ((gathers || plan_.collective == Collective::broadcast) &&
+            plan_.input_bytes * (gathers ? board_.size() : 1) >= shared_work_from) {
+            return false;
+        }
         if (by_owners() || plan_.output_bytes == 0) return true;
         const bool apart = output_ + plan_.output_bytes <= input_ || input_ + plan_.input_bytes <= output_;
         return apart || plan_.collective == Collective::all_gather || plan_.collective == Collective::broadcast ||
