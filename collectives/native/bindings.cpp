@@ -284,7 +284,7 @@ class PyGroup {
         if (group_->idle()) {
             Host host(*this, !plan->in_slot);
             guarded([&] {
-                group_->run(*plan, reinterpret_cast<const std::byte*>(input), reinterpret_cast<std::byte*>(output),
+                group_->run(lock, plan, reinterpret_cast<const std::byte*>(input), reinterpret_cast<std::byte*>(output),
                             host);
             });
             return;
@@ -384,7 +384,7 @@ class PyGroup {
         if (!lock) {
             // Another thread of this process waits in a call: it may need the interpreter before it lets go.
             const nb::gil_scoped_release unlocked;
-            lock.lock();
+            lock = group_->lock();
         }
         return lock;
     }
@@ -508,16 +508,15 @@ class PyGroup {
             std::memcpy(&label[20], &*how, sizeof *how);
             return run_schedule(label, input, output);
         }
-        const auto lock = locked();
+        auto lock = locked();
         if (!group_->idle()) return false;
         // The lock keeps it: other threads may run while this one waits.
         std::shared_ptr<const Plan>& last = last_[static_cast<std::size_t>(collective)];
         if (last == nullptr || last->label != label) {
             last = find_plan(collective, dtype, kernels::element_bytes[dtype], operation, root, Counts{{count}}, label);
         }
-        const Plan& plan = *last;
-        Host host(*this, !plan.in_slot);
-        guarded([&] { group_->run(plan, input, output, host); });
+        Host host(*this, !last->in_slot);
+        guarded([&] { group_->run(lock, last, input, output, host); });
         return true;
     }
 

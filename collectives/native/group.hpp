@@ -84,16 +84,26 @@ class Group {
     void fail() { failed_.store(true, std::memory_order_relaxed); }
     bool idle() const { return pending_.load(std::memory_order_acquire) == 0; }
 
-    std::unique_lock<std::mutex> lock() { return std::unique_lock(mutex_); }
+    std::unique_lock<std::mutex> lock() {
+        auto held = try_lock();
+        if (!held) {
+            const Count count(wanting_);
+            held.lock();
+        }
+        return held;
+    }
     std::unique_lock<std::mutex> try_lock() { return std::unique_lock(mutex_, std::try_to_lock); }
 
     // The lock must be held for `run`, `push`, `post` and `drive`, and not for `wait` and `poll`. A `Host` is told of
     // long waits: blocked() after each look in vain, release() before another thread is waited for, look(position,
     // seconds) every 20 ms, mismatch(difference), which throws.
 
-    // Runs one call to its end; no other may be under way.
+    // Runs one call to its end; no other may be under way. `held`, the lock, is given up when the wait gets long and
+    // another thread wants it: what this call waits for may depend on that thread's messages.
     template <typename Host>
-    void run(const Plan& plan, const std::byte* input, std::byte* output, Host& host) {
+    void run(std::unique_lock<std::mutex>& held, const std::shared_ptr<const Plan>& shared_plan, const std::byte* input,
+             std::byte* output, Host& host) {
+        const Plan& plan = *shared_plan;
         using Clock = std::chrono::steady_clock;
         const Clock::time_point began = plan.in_slot ? Clock::time_point{} : Clock::now();
         Operation operation = begin(plan, input, output);
@@ -109,11 +119,25 @@ class Group {
             } else {
                 host.blocked();
                 if (patience.pause() || board_.aborted()) host.look(position(operation), patience.seconds());
+                if (wanting_.load(std::memory_order_relaxed) == 0) continue;
+                auto call = std::make_shared<Call>();
+                call->plan = shared_plan;
+                call->input = input;
+                call->output = output;
+                running_.emplace<Operation>(std::move(operation));
+                push(call);
+                const double before = plan.in_slot ? patience.seconds() : since(began);
+                const Clock::time_point handed = Clock::now();
+                held.unlock();
+                wait(call, host);
+                held = lock(host);
+                records_[static_cast<std::size_t>(plan.collective)].seconds += before + since(handed);
+                return;
             }
         }
         // To read the clock twice would make a small call a tenth slower: of those only long waits count.
         double& seconds = records_[static_cast<std::size_t>(plan.collective)].seconds;
-        seconds += plan.in_slot ? patience.seconds() : std::chrono::duration<double>(Clock::now() - began).count();
+        seconds += plan.in_slot ? patience.seconds() : since(began);
     }
 
     // Raises std::bad_alloc where a schedule needs more scratch memory than there is; nothing is begun then.
@@ -162,11 +186,7 @@ class Group {
 
     template <typename Host>
     void wait(const std::shared_ptr<Pending>& pending, Host& host) {
-        struct Count {
-            explicit Count(std::atomic<int>& value) : value_(value) { value_.fetch_add(1, std::memory_order_relaxed); }
-            ~Count() { value_.fetch_sub(1, std::memory_order_relaxed); }
-            std::atomic<int>& value_;
-        } const count(waiters_);
+        const Count count(waiters_);
         Patience patience(board_.self().door(), policy_);
         while (!pending->done.load(std::memory_order_acquire)) {
             patience.listen();
@@ -228,6 +248,18 @@ class Group {
     bool awaited() const { return waiters_.load(std::memory_order_relaxed) > 0; }
 
   private:
+    struct Count {
+        explicit Count(std::atomic<int>& value) : value_(value) { value_.fetch_add(1, std::memory_order_relaxed); }
+        Count(const Count&) = delete;
+        Count& operator=(const Count&) = delete;
+        ~Count() { value_.fetch_sub(1, std::memory_order_relaxed); }
+        std::atomic<int>& value_;
+    };
+
+    static double since(std::chrono::steady_clock::time_point began) {
+        return std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+    }
+
     // What is kept for the next schedule; larger scratch memory is given back.
     static constexpr std::size_t most_scratch = 64 * 1024 * 1024;
 
@@ -278,7 +310,7 @@ class Group {
         auto held = try_lock();
         if (!held) {
             host.release();
-            held.lock();
+            held = lock();
         }
         return held;
     }
@@ -314,6 +346,7 @@ class Group {
     bool mismatched_ = false;
     std::chrono::steady_clock::time_point polled_{};  // when a poll last looked around
     std::atomic<std::size_t> pending_ = 0;            // calls and messages under way
+    std::atomic<int> wanting_ = 0;                    // threads that wait for the lock
     std::atomic<int> waiters_ = 0;                    // threads that step them because they wait for one
     std::atomic<bool> failed_ = false;
     std::uint64_t calls_ = 0;

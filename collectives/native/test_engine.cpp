@@ -310,8 +310,8 @@ bool run_threads(std::uint64_t seed) {
             for (std::size_t call = 0; call < calls; ++call) {
                 const Part part(memory, shapes[call], call, rank, own() % 2 == 0);
                 if (own() % 2 == 0) {
-                    const auto lock = groups[rank]->lock();
-                    groups[rank]->run(*part.plan(), part.input(), part.output(), host);
+                    auto lock = groups[rank]->lock();
+                    groups[rank]->run(lock, part.plan(), part.input(), part.output(), host);
                 } else {
                     auto pending = std::make_shared<Call>();
                     pending->plan = part.plan();
