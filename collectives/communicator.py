@@ -41,6 +41,8 @@ Op = ReduceOp | PremultipliedSum
 _POINT_TO_POINT: Final = 1 << 31
 """Added to a communicator's context: its messages of send and recv, with the tag in place of the sequence number."""
 _LARGEST_ARRAY: Final = (1 << 63) - 1
+_NO_ROOM: Final = -1
+"""In place of a board's offset."""
 _COLOR: Final = "a whole number from 0 that fits 64 bits, or None to be in no group"
 _KEY: Final = "a whole number that fits 64 bits"
 
@@ -359,7 +361,8 @@ class Communicator:
     def split(self, color: int | None, key: int = 0) -> Communicator | None:
         """A communicator of the ranks with the same color, ordered by (key, rank); None for a rank with color None.
 
-        Collective over this communicator, also for ranks with color None.
+        Collective over this communicator, also for ranks with color None. Raises MemoryError on all of them where one has no
+        shared memory left.
         """
         if color is not None:
             color = _integer(color, "split: color", _COLOR)
@@ -368,11 +371,22 @@ class Communicator:
         key = _integer(key, "split: key", _KEY)
         if not -(1 << 63) <= key < 1 << 63:
             raise ValueError(f"split: key is {key}; expected {_KEY}")
-        board = new_board(self._job.transport, self.size) if color is not None else None
+        transport, board, reason = self._job.transport, None, None
+        try:
+            board = new_board(transport, self.size) if color is not None else None
+        except MemoryError as error:
+            board, reason = _NO_ROOM, error
         mine = np.array([-1 if color is None else color, key, self._job.next_context, board or 0], np.int64)
         everyone = self.all_gather(mine)
         context = int(everyone[:, 2].max())
         self._job.next_context = context + 1
+        lacking = [rank for rank, row in enumerate(everyone) if row[3] == _NO_ROOM]
+        if lacking:
+            if isinstance(transport, ShmTransport) and board not in (None, _NO_ROOM):
+                transport.heap.free(board)
+            raise MemoryError(
+                f"split: rank {', '.join(map(str, lacking))} has no shared memory left for another communicator"
+            ) from reason
         if color is None:
             return None
         group = [

@@ -96,6 +96,17 @@ def polled(comm):
         caught(cc.PeerLost, lambda: [None for _ in iter(work.done, True)], "rank 1")
 
 
+def no_room(comm):
+    """Rank 1 has no shared memory left; the communicator stays of use."""
+    if comm.rank == 1:
+        heap = comm._job.transport.heap
+        whole, heap._free = heap._free, []
+    caught(MemoryError, comm.dup, "rank 1 has no shared memory left")
+    if comm.rank == 1:
+        heap._free = whole
+    assert comm.dup().all_reduce(np.ones(2))[0] == comm.size
+
+
 def aborted(comm):
     if comm.rank == 2:
         comm.abort("that is enough")
@@ -157,7 +168,7 @@ def other_algorithm(comm):
 
 
 FORCED = {"all_reduce": "ring", "barrier": "dissemination", "broadcast": "chain"}
-troubles = (closed, mismatch, message_mismatch, late, interrupted, left, polled, aborted)
+troubles = (closed, mismatch, message_mismatch, late, interrupted, left, polled, no_room, aborted)
 plan = [(trouble, {}) for trouble in (*troubles, uneven, direct_or_not)] + [(trouble, FORCED) for trouble in troubles]
 plan.append((other_algorithm, {"all_reduce": "recursive_doubling" if launched_rank() == 1 else "ring"}))
 for trouble, algorithms in plan:
