@@ -32,7 +32,7 @@ def init(
     Rank, size and the way to the others come from mpirun (Open MPI, MPICH), srun, torchrun-style variables or
     `python -m collectives run`; a process that was started alone is a job of size 1. Every rank must call it.
 
-    `transport`: auto, tcp or mpi, by default COLLECTIVES_TRANSPORT or auto. `timeout`: seconds for joining and for every
+    `transport`: auto, shm, tcp or mpi, by default COLLECTIVES_TRANSPORT or auto. `timeout`: seconds for joining and for every
     call, by default COLLECTIVES_TIMEOUT or 300; `math.inf` for no limit. `deterministic`: reduce in rank order and round once,
     so that the bits of a result depend on nothing but the inputs: neither on sizes nor on the algorithm. It must be the same
     on all ranks. `algorithms`: collective -> the algorithm that runs whatever would be chosen, as in

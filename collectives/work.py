@@ -11,8 +11,8 @@ Result = TypeVar("Result")
 class Work(Generic[Result]):
     """A call made with `async_op=True`.
 
-    It advances whenever this process waits in, polls or starts any call on a communicator of the same `init`. The arrays
-    belong to the call until it is done.
+    Over shared memory it advances by itself; over messages, whenever this process waits in, polls or starts any call on a
+    communicator of the same `init`. The arrays belong to the call until it is done.
     """
 
     def __init__(self, result: Result, poll: Callable[[], bool], wait: Callable[[float | None], None]) -> None:
