@@ -454,6 +454,8 @@ class Communicator:
         """Leave: ranks that still wait for this one raise PeerLost. Safe to repeat; the world's close ends the transport."""
         self._closed = True
         self._fast = NoFastPath()
+        if self._mapped is not None:
+            self._mapped.native.fail()
         if self._context == 0:
             self._job.close()
 

@@ -20,7 +20,7 @@ def caught(kind, call, *words):
         assert not missing, f"{missing} not in {text}"
         assert time.monotonic() - began < 10
         return
-    raise AssertionError(f"no {kind.__name__}")
+    raise AssertionError(f"no {kind}")
 
 
 def mismatch(comm):
@@ -128,7 +128,10 @@ def closed(comm):
         os._exit(refused)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4
     assert part.all_reduce(x.copy())[0] == comm.size
+    plan = part.plan_all_reduce(x)
     comm.barrier()
+    part.close()
+    caught((ValueError, RuntimeError), plan, "")
     comm.close()
     caught(ValueError, comm.barrier, "closed")
     caught(ValueError, lambda: part.all_reduce(x), "closed")
