@@ -455,7 +455,7 @@ class Communicator:
         self._closed = True
         self._fast = NoFastPath()
         if self._mapped is not None:
-            self._mapped.native.fail()
+            self._mapped.native.close()
         if self._context == 0:
             self._job.close()
 

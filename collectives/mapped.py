@@ -25,7 +25,7 @@ from collectives.spec import COLLECTIVES
 from kernels import ReduceOp, dtypes
 from kernels.ops import TABLE
 from transports.base import Transport
-from transports.errors import CommunicationError, Failure, JobFailed
+from transports.errors import Aborted, CommunicationError, Failure, JobFailed
 from transports.heap import PAGE
 from transports.shm import DOORBELL_BYTES, ShmTransport
 
@@ -259,6 +259,9 @@ class Mapped:
             lost = sorted(gone & seen) if seen_call == call else []
             if lost:
                 raise self.transport.lose(self.members[lost[0]])
+            if self.native.failed:
+                rank = self.transport.rank
+                self._fail(Aborted(f"an earlier call of this communicator failed on rank {rank}"), label, call)
             if seconds > timeout:
                 self._fail(
                     CollectiveTimeout(_timeout_message(describe(label), call, timeout, awaited, last)), label, call

@@ -110,4 +110,4 @@ class MappedPersistentCall(PersistentCall):
         if not self._fixed.finished:
             raise RuntimeError("this planned call is still under way: wait for it before it is made again")
         self._check()
-        raise RuntimeError("the communicator of this planned call has failed")
+        raise RuntimeError("the communicator of this planned call is closed, or has failed")

@@ -271,8 +271,9 @@ class PyGroup {
         call->output = reinterpret_cast<std::byte*>(output);
         {
             const auto lock = locked();
+            const bool next = group_->idle();
             group_->push(call);
-            if (plan->in_slot) group_->drive();  // more is left to whoever waits, or to the background
+            if (next && plan->in_slot) group_->drive();  // more is left to whoever waits, or to the background
         }
         if (alone && !call->done.load(std::memory_order_acquire)) Background::instance().serve(group_);
         return call;
@@ -342,8 +343,9 @@ class PyGroup {
         message->bytes = bytes;
         {
             const auto lock = locked();
+            const bool next = group_->idle();
             group_->post(message);
-            if (bytes <= board().geometry().slot_payload) group_->drive();
+            if (next && bytes <= board().geometry().slot_payload) group_->drive();
         }
         if (alone && !message->done.load(std::memory_order_acquire)) Background::instance().serve(group_);
         return message;
@@ -364,13 +366,16 @@ class PyGroup {
     }
 
     nb::tuple record(std::size_t collective) const {
+        const auto lock = locked();
         const Group::Record& found = group_->record(collective);
         return nb::make_tuple(found.calls, found.seconds, nb::cast(found.traffic.sent),
                               nb::cast(found.traffic.received));
     }
 
     bool usable() const { return group_->usable(); }
+    bool failed() const { return group_->failed(); }
     void fail() { group_->fail(); }
+    void close() { group_->close(); }
 
   private:
     static constexpr int small_types = 32;
@@ -597,7 +602,7 @@ class FixedCall {
               std::uintptr_t output)
         : group_(std::move(group)), plan_(std::move(plan)), input_(input), output_(output) {}
 
-    // Each returns whether the group could take the call; false: the job has failed.
+    // Each returns whether the group could take the call; false: it is closed or has failed, or the last is under way.
     bool run() {
         if (!group_->usable() || !finished()) return false;
         group_->run(plan_, input_, output_);
@@ -705,5 +710,6 @@ NB_MODULE(_native, module) {
         .def("wait", &PyGroup::wait, nb::arg(), nb::arg().none())
         .def("record", &PyGroup::record)
         .def("fail", &PyGroup::fail)
-        .def_prop_ro("usable", &PyGroup::usable);
+        .def("close", &PyGroup::close)
+        .def_prop_ro("failed", &PyGroup::failed);
 }

@@ -79,9 +79,12 @@ class Group {
     // Of a collective; or, behind them all, of send and recv.
     const Record& record(std::size_t collective) const { return records_[collective]; }
 
-    // A group that has failed once runs nothing any more.
-    bool usable() const { return !failed_.load(std::memory_order_relaxed) && !board_.aborted(); }
+    // A group that has failed once runs nothing any more; one that is closed ends what is under way and takes no more.
+    bool alive() const { return !failed() && !board_.aborted(); }
+    bool usable() const { return alive() && !closed_.load(std::memory_order_relaxed); }
+    bool failed() const { return failed_.load(std::memory_order_relaxed); }
     void fail() { failed_.store(true, std::memory_order_relaxed); }
+    void close() { closed_.store(true, std::memory_order_relaxed); }
     bool idle() const { return pending_.load(std::memory_order_acquire) == 0; }
 
     std::unique_lock<std::mutex> lock() {
@@ -156,7 +159,7 @@ class Group {
 
     // Steps everything under way as far as it goes now; returns whether anything moved.
     bool drive() {
-        if (failed_.load(std::memory_order_relaxed)) return false;
+        if (failed()) return false;
         bool moved = false;
         while (!calls_pending_.empty() && !mismatched_) {
             Call& head = *calls_pending_.front();
@@ -201,7 +204,7 @@ class Group {
                 continue;
             }
             host.blocked();
-            if (!patience.pause() && !board_.aborted()) continue;
+            if (!patience.pause() && alive()) continue;
             host.look(locked_position(*pending, host), patience.seconds());
         }
     }
@@ -212,7 +215,7 @@ class Group {
     bool poll(const std::shared_ptr<Pending>& pending, Host& host) {
         using Clock = std::chrono::steady_clock;
         if (pending->done.load(std::memory_order_acquire)) return true;
-        bool looks = !usable();
+        bool looks = !alive();
         {
             const auto held = lock(host);
             drive();
@@ -348,7 +351,7 @@ class Group {
     std::atomic<std::size_t> pending_ = 0;            // calls and messages under way
     std::atomic<int> wanting_ = 0;                    // threads that wait for the lock
     std::atomic<int> waiters_ = 0;                    // threads that step them because they wait for one
-    std::atomic<bool> failed_ = false;
+    std::atomic<bool> failed_ = false, closed_ = false;
     std::uint64_t calls_ = 0;
     std::uint64_t pieces_ = 0;
 };
@@ -428,7 +431,7 @@ class Background {
         dropped_.notify_all();
     }
 
-    static bool is_over(const Group& group) { return group.idle() || !group.usable(); }
+    static bool is_over(const Group& group) { return group.idle() || !group.alive(); }
 
     bool knows(const std::shared_ptr<Group>& group) const {
         return std::find(active_.begin(), active_.end(), group) != active_.end();

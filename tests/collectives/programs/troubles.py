@@ -129,8 +129,11 @@ def closed(comm):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4
     assert part.all_reduce(x.copy())[0] == comm.size
     plan = part.plan_all_reduce(x)
+    y = np.ones(300_000)
+    work = part.all_reduce(y, async_op=True)
     comm.barrier()
     part.close()
+    assert (work.wait() == comm.size).all()  # what is under way ends
     caught((ValueError, RuntimeError), plan, "")
     comm.close()
     caught(ValueError, comm.barrier, "closed")
