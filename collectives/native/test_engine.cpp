@@ -129,7 +129,7 @@ std::vector<Shape> draw_shapes(Random& random, std::size_t ranks, std::size_t ca
     return shapes;
 }
 
-// Every rank makes the same calls at its own pace; which rank steps next is drawn.
+// The ranks' calls one by one, as `step_in_any_order` has them.
 bool simulate(std::uint64_t seed) {
     Random random(seed);
     const std::size_t ranks = 1 + below(random, 6), calls = 40;
@@ -142,39 +142,20 @@ bool simulate(std::uint64_t seed) {
         std::size_t call = 0;
         std::uint64_t pieces = 0;
         std::unique_ptr<Part> part;
-        std::unique_ptr<Operation> operation;
+        std::unique_ptr<Operation> run;
     };
     std::vector<std::unique_ptr<Rank>> job;
     for (std::size_t rank = 0; rank < ranks; ++rank) {
         job.push_back(std::make_unique<Rank>(Rank{memory.board(rank), Traffic(ranks), {}, 0, 0, nullptr, nullptr}));
     }
-    std::size_t finished = 0, in_vain = 0;
-    while (finished < ranks) {
-        const std::size_t number = below(random, ranks);
-        Rank& rank = *job[number];
-        if (rank.call == calls) continue;
-        if (rank.operation == nullptr) {
-            rank.part = std::make_unique<Part>(memory, shapes[rank.call], rank.call, number, random() % 2 == 0);
-            const Plan& plan = *rank.part->plan();
-            rank.operation =
-                std::make_unique<Operation>(rank.board, rank.traffic, rank.scratch, plan, rank.call + 1, rank.pieces,
-                                            memory.range(number), rank.part->input(), rank.part->output());
-            rank.pieces += plan.pieces;
-        }
-        switch (rank.operation->step()) {
-            case Progress::done:
-                if (!rank.part->right()) return false;
-                rank.operation.reset();
-                finished += ++rank.call == calls ? 1 : 0;
-                in_vain = 0;
-                break;
-            case Progress::moved: in_vain = 0; break;
-            case Progress::blocked:
-                if (++in_vain > 1000 * ranks) return false;  // nobody gets on: a deadlock
-                break;
-            case Progress::mismatch: return false;
-        }
-    }
+    const auto begin = [&](Rank& rank, std::size_t number) {
+        rank.part = std::make_unique<Part>(memory, shapes[rank.call], rank.call, number, random() % 2 == 0);
+        const Plan& plan = *rank.part->plan();
+        rank.run = std::make_unique<Operation>(rank.board, rank.traffic, rank.scratch, plan, rank.call + 1, rank.pieces,
+                                               memory.range(number), rank.part->input(), rank.part->output());
+        rank.pieces += plan.pieces;
+    };
+    if (!step_in_any_order(random, job, calls, begin)) return false;
     std::uint64_t sent = 0, received = 0;
     for (const auto& rank : job) {
         for (std::size_t peer = 0; peer < ranks; ++peer) {

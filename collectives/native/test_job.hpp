@@ -102,4 +102,32 @@ inline bool all(const char* name, bool (*test)(std::uint64_t), std::uint64_t see
     return true;
 }
 
+// Every rank makes the same calls at its own pace; which one steps next is drawn. False: a wrong result, or nobody gets
+// on. A rank has `call`, how many calls it has ended; `run`, the one under way, if any; `part`, which knows what is
+// right.
+template <typename Rank, typename Begin>
+bool step_in_any_order(Random& random, std::vector<std::unique_ptr<Rank>>& job, std::size_t calls, const Begin& begin) {
+    std::size_t finished = 0, in_vain = 0;
+    while (finished < job.size()) {
+        const std::size_t number = below(random, job.size());
+        Rank& rank = *job[number];
+        if (rank.call == calls) continue;
+        if (rank.run == nullptr) begin(rank, number);
+        switch (rank.run->step()) {
+            case Progress::done:
+                if (!rank.part->right()) return false;
+                rank.run.reset();
+                finished += ++rank.call == calls ? 1 : 0;
+                in_vain = 0;
+                break;
+            case Progress::moved: in_vain = 0; break;
+            case Progress::blocked:
+                if (++in_vain > 1000 * job.size()) return false;  // a deadlock
+                break;
+            case Progress::mismatch: return false;
+        }
+    }
+    return true;
+}
+
 }  // namespace collectives::engine::test

@@ -262,7 +262,7 @@ struct Rank {
     std::unique_ptr<Scheduled> run;
 };
 
-// Every rank makes the same calls at its own pace; which rank steps next is drawn.
+// The ranks' calls one by one, as `step_in_any_order` has them.
 bool simulate(std::uint64_t seed) {
     Random random(seed);
     const std::size_t ranks = 1 + below(random, 6), calls = 20;
@@ -271,26 +271,8 @@ bool simulate(std::uint64_t seed) {
     for (std::size_t call = 0; call < calls; ++call) shapes.push_back(draw_shape(random, call));
     std::vector<std::unique_ptr<Rank>> job;
     for (std::size_t rank = 0; rank < ranks; ++rank) job.push_back(std::make_unique<Rank>(memory, rank));
-    std::size_t finished = 0, in_vain = 0;
-    while (finished < ranks) {
-        const std::size_t number = below(random, ranks);
-        Rank& rank = *job[number];
-        if (rank.call == calls) continue;
-        if (rank.run == nullptr) rank.begin(shapes[rank.call], rank.call, random() % 2 == 0);
-        switch (rank.run->step()) {
-            case Progress::done:
-                if (!rank.part->right()) return false;
-                rank.run.reset();
-                finished += ++rank.call == calls ? 1 : 0;
-                in_vain = 0;
-                break;
-            case Progress::moved: in_vain = 0; break;
-            case Progress::blocked:
-                if (++in_vain > 1000 * ranks) return false;  // nobody gets on: a deadlock
-                break;
-            case Progress::mismatch: return false;
-        }
-    }
+    const auto begin = [&](Rank& rank, std::size_t) { rank.begin(shapes[rank.call], rank.call, random() % 2 == 0); };
+    if (!step_in_any_order(random, job, calls, begin)) return false;
     std::uint64_t wanted = 0;
     for (const Shape& shape : shapes) {
         const std::size_t copies = shape.algorithm == Algorithm::one_hop ? ranks * (ranks - 1) : 2 * (ranks - 1);
