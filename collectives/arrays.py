@@ -94,3 +94,13 @@ def check_apart(collective: str, source: Array, target: Array, allowed_offset: i
     raise ValueError(
         f"{collective}: input and out overlap, other than in place; pass arrays that share no memory, or none as out"
     )
+
+
+def nothing(like: Operand) -> Operand:
+    """The empty operand of a rank that gives or gets nothing."""
+    return Operand(np.empty(0, like.flat.dtype), "nothing")
+
+
+def result_of(out: object | None, target: Operand) -> object:
+    """What a call returns: the caller's `out` itself, or the array that was made for it."""
+    return target.array if out is None else out

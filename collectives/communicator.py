@@ -4,42 +4,31 @@ from __future__ import annotations
 
 import copy
 import math
-import operator
-import time
 import weakref
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Literal, Self, TypeVar, overload
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-import kernels
-from collectives.algorithms import Algorithm, find
-from collectives.arrays import Array, Operand, check_apart, output_for
-from collectives.calls import Call
-from collectives.engine import Execution
-from collectives.job import Job
-from collectives.mapped import Mapped, NoFastPath, new_board
-from collectives.plan import Plan, compile_plan
-from collectives.schedule import Ref, Schedule, recv, send
-from collectives.select import LARGE_MESSAGE, Explanation, choose, explain
+from collectives.algorithms import find
+from collectives.arguments import block_shape, check_counts, check_tag, check_total, integer
+from collectives.arrays import Array, Operand, nothing, output_for, result_of
+from collectives.mapped import NoFastPath, new_board
+from collectives.runner import Op, Runner
+from collectives.schedule import Ref, recv, send
+from collectives.select import Explanation, explain
 from collectives.spec import COLLECTIVES
 from collectives.stats import Stats, frozen
-from collectives.work import MappedPersistentCall, PersistentCall, Work
-from kernels import PremultipliedSum, ReduceOp, dtypes
-from transports.base import Ledger
+from collectives.work import PersistentCall, Work
+from kernels import ReduceOp, dtypes
 from transports.errors import Failure
 from transports.shm import ShmTransport
 
 X = TypeVar("X")
-Op = ReduceOp | PremultipliedSum
 
-_POINT_TO_POINT: Final = 1 << 31
-"""Added to a communicator's context: its messages of send and recv, with the tag in place of the sequence number."""
 _LARGEST_ARRAY: Final = (1 << 63) - 1
 _NO_ROOM: Final = -1
 """In place of a board's offset."""
@@ -47,7 +36,7 @@ _COLOR: Final = "a whole number from 0 that fits 64 bits, or None to be in no gr
 _KEY: Final = "a whole number that fits 64 bits"
 
 
-class Communicator:
+class Communicator(Runner):
     """A group of ranks that call collectives together; made by `collectives.init`, `split` and `dup`.
 
     Every collective must be called by all ranks of the communicator, in the same order, with the same dtype, count, op and
@@ -57,48 +46,6 @@ class Communicator:
 
     Arrays are numpy arrays, or anything with the buffer protocol or `__dlpack__` on the CPU, of any shape and stride.
     """
-
-    def __init__(
-        self,
-        job: Job,
-        members: Sequence[int],
-        context: int,
-        timeout: float,
-        boards: Sequence[int] | None = None,
-        *,
-        deterministic: bool = False,
-    ) -> None:
-        self.rank: Final = members.index(job.transport.rank)
-        self.size: Final = len(members)
-        self._timeout = timeout
-        self.deterministic: Final = deterministic
-        """Whether reductions are made in rank order, rounded once; kept by `split` and `dup`."""
-        self._job, self._members, self._context = job, tuple(members), context
-        self._sequence = 0
-        self._ledgers: dict[str, Ledger] = defaultdict(Ledger)
-        self._calls: dict[str, int] = defaultdict(int)
-        self._waited: dict[str, float] = defaultdict(float)
-        self._closed = False
-        self._plans_for: Communicator | None = None
-        """Of a copy whose collectives return persistent calls: the communicator that these run on."""
-        self._mapped: Mapped | None = None
-        self._fast: Any = NoFastPath()
-        if boards is not None and isinstance(job.transport, ShmTransport):
-            forced = {name: _how(algorithm, job) for name, algorithm in job.algorithms.items()}
-            self._mapped = Mapped(job.transport, self._members, boards, timeout, forced)
-            self._fast = self._mapped.native
-
-    @property
-    def timeout(self) -> float:
-        """Seconds after which a call raises CollectiveTimeout; may be set."""
-        return self._timeout
-
-    @timeout.setter
-    def timeout(self, seconds: float) -> None:
-        """Set it for calls made from now on."""
-        self._timeout = seconds
-        if self._mapped is not None:
-            self._mapped.timeout = seconds
 
     # Collectives
 
@@ -123,7 +70,7 @@ class Communicator:
         target = output_for(out, (self.size, *array.array.shape), array.array, "all_gather")
         counts = (array.flat.size,)
         return self._collective(
-            "all_gather", array, target, counts, counts * self.size, _result(out, target), async_op=async_op
+            "all_gather", array, target, counts, counts * self.size, result_of(out, target), async_op=async_op
         )
 
     def reduce_scatter(
@@ -137,10 +84,17 @@ class Communicator:
         if not async_op and self._fast.reduce_scatter(x, out, op):
             return out
         array = Operand(x, "x")
-        target = output_for(out, self._block_shape(array.array, "reduce_scatter"), array.array, "reduce_scatter")
+        target = output_for(out, block_shape(array.array, self.size, "reduce_scatter"), array.array, "reduce_scatter")
         counts = (target.flat.size,)
         return self._collective(
-            "reduce_scatter", array, target, counts * self.size, counts, _result(out, target), op=op, async_op=async_op
+            "reduce_scatter",
+            array,
+            target,
+            counts * self.size,
+            counts,
+            result_of(out, target),
+            op=op,
+            async_op=async_op,
         )
 
     def broadcast(self, x: X, root: int = 0, *, async_op: bool = False) -> Any:
@@ -167,10 +121,10 @@ class Communicator:
             return out if self.rank == root else None
         root = self._check_root(root)
         array = Operand(x, "x")
-        target = output_for(out, array.array.shape, array.array, "reduce") if self.rank == root else _nothing(array)
+        target = output_for(out, array.array.shape, array.array, "reduce") if self.rank == root else nothing(array)
         counts = (array.flat.size,)
         outputs = counts if self.rank == root else ()
-        result = _result(out, target) if self.rank == root else None
+        result = result_of(out, target) if self.rank == root else None
         return self._collective("reduce", array, target, counts, outputs, result, op=op, root=root, async_op=async_op)
 
     def gather(self, x: object, root: int = 0, out: object | None = None, *, async_op: bool = False) -> Any:
@@ -181,9 +135,9 @@ class Communicator:
         array = Operand(x, "x")
         counts = (array.flat.size,)
         if self.rank != root:
-            return self._collective("gather", array, _nothing(array), counts, (), None, root=root, async_op=async_op)
+            return self._collective("gather", array, nothing(array), counts, (), None, root=root, async_op=async_op)
         target = output_for(out, (self.size, *array.array.shape), array.array, "gather")
-        result = _result(out, target)
+        result = result_of(out, target)
         return self._collective(
             "gather", array, target, counts, counts * self.size, result, root=root, async_op=async_op
         )
@@ -195,7 +149,7 @@ class Communicator:
         root = self._check_root(root)
         if self.rank == root:
             array = Operand(x, "x")
-            target = output_for(out, self._block_shape(array.array, "scatter"), array.array, "scatter")
+            target = output_for(out, block_shape(array.array, self.size, "scatter"), array.array, "scatter")
             inputs = (target.flat.size,) * self.size
         else:
             if out is None:
@@ -203,10 +157,10 @@ class Communicator:
                     f"scatter: rank {self.rank} is not the root, so it must pass out, where its block goes"
                 )
             target = Operand(out, "out", writable=True)
-            array, inputs = _nothing(target), ()
+            array, inputs = nothing(target), ()
         counts = (target.flat.size,)
         return self._collective(
-            "scatter", array, target, inputs, counts, _result(out, target), root=root, async_op=async_op
+            "scatter", array, target, inputs, counts, result_of(out, target), root=root, async_op=async_op
         )
 
     def all_to_all(self, x: object, out: object | None = None, *, async_op: bool = False) -> Any:
@@ -214,10 +168,10 @@ class Communicator:
         if not async_op and self._fast.all_to_all(x, out):
             return out
         array = Operand(x, "x")
-        self._block_shape(array.array, "all_to_all")
+        block_shape(array.array, self.size, "all_to_all")
         target = output_for(out, array.array.shape, array.array, "all_to_all")
         counts = (array.flat.size // self.size,) * self.size
-        return self._collective("all_to_all", array, target, counts, counts, _result(out, target), async_op=async_op)
+        return self._collective("all_to_all", array, target, counts, counts, result_of(out, target), async_op=async_op)
 
     def scan(self, x: X, op: Op = ReduceOp.SUM, *, async_op: bool = False) -> Any:
         """Reduce the `x` of ranks 0 to `rank` into `x` (inclusive prefix), in place; returns `x`."""
@@ -269,12 +223,12 @@ class Communicator:
     ) -> Any:
         """As `all_gather`, with `counts[r]` elements from rank r (zero included), known to all ranks; returns a flat `out`."""
         array = Operand(x, "x")
-        counts = self._check_counts(counts, "counts", "all_gather_v")
-        _check_total(array, counts[self.rank : self.rank + 1], "all_gather_v", f"counts[{self.rank}]")
+        counts = check_counts(counts, self.size, "counts", "all_gather_v")
+        check_total(array.array, counts[self.rank : self.rank + 1], "all_gather_v", f"counts[{self.rank}]")
         target = output_for(out, (sum(counts),), array.array, "all_gather_v")
         inputs = (counts[self.rank],)
         return self._collective(
-            "all_gather", array, target, inputs, counts, _result(out, target), blocks=counts, async_op=async_op
+            "all_gather", array, target, inputs, counts, result_of(out, target), blocks=counts, async_op=async_op
         )
 
     def reduce_scatter_v(
@@ -288,8 +242,8 @@ class Communicator:
     ) -> Any:
         """As `reduce_scatter`, with `counts[r]` elements to rank r (zero included); returns a flat `out`."""
         array = Operand(x, "x")
-        counts = self._check_counts(counts, "counts", "reduce_scatter_v")
-        _check_total(array, counts, "reduce_scatter_v", "sum(counts)")
+        counts = check_counts(counts, self.size, "counts", "reduce_scatter_v")
+        check_total(array.array, counts, "reduce_scatter_v", "sum(counts)")
         target = output_for(out, (counts[self.rank],), array.array, "reduce_scatter_v")
         outputs = (counts[self.rank],)
         return self._collective(
@@ -298,7 +252,7 @@ class Communicator:
             target,
             counts,
             outputs,
-            _result(out, target),
+            result_of(out, target),
             op=op,
             blocks=counts,
             async_op=async_op,
@@ -315,9 +269,9 @@ class Communicator:
     ) -> Any:
         """As `all_to_all`, with `send_counts[r]` elements to rank r and `receive_counts[r]` from it; returns a flat `out`."""
         array = Operand(x, "x")
-        inputs = self._check_counts(send_counts, "send_counts", "all_to_all_v")
-        outputs = self._check_counts(receive_counts, "receive_counts", "all_to_all_v")
-        _check_total(array, inputs, "all_to_all_v", "sum(send_counts)")
+        inputs = check_counts(send_counts, self.size, "send_counts", "all_to_all_v")
+        outputs = check_counts(receive_counts, self.size, "receive_counts", "all_to_all_v")
+        check_total(array.array, inputs, "all_to_all_v", "sum(send_counts)")
         if inputs[self.rank] != outputs[self.rank]:
             raise ValueError(
                 f"all_to_all_v: send_counts[{self.rank}] is {inputs[self.rank]} and receive_counts[{self.rank}] is "
@@ -325,7 +279,7 @@ class Communicator:
             )
         target = output_for(out, (sum(outputs),), array.array, "all_to_all_v")
         return self._collective(
-            "all_to_all", array, target, inputs, outputs, _result(out, target), count=0, async_op=async_op
+            "all_to_all", array, target, inputs, outputs, result_of(out, target), count=0, async_op=async_op
         )
 
     # Point to point
@@ -334,7 +288,7 @@ class Communicator:
         """Send `x` to `peer`; returns when `x` may be changed again, which may be before it has arrived."""
         if not async_op and self._fast.send(x, peer, tag):
             return None
-        peer, tag = self._check_peer(peer, "peer"), _check_tag(tag)
+        peer, tag = self._check_peer(peer, "peer"), check_tag(tag)
         array = Operand(x, "x")
         return self._point_to_point(array, send(peer, Ref("in", 0)), peer, tag, None, async_op)
 
@@ -342,7 +296,7 @@ class Communicator:
         """Receive into `x` what `peer` sends with this tag, of exactly this count and dtype; returns `x`."""
         if not async_op and self._fast.recv(x, peer, tag):
             return x
-        peer, tag = self._check_peer(peer, "peer"), _check_tag(tag)
+        peer, tag = self._check_peer(peer, "peer"), check_tag(tag)
         array = Operand(x, "x", writable=True)
         return self._point_to_point(array, recv(peer, Ref("out", 0)), peer, tag, x, async_op)
 
@@ -365,10 +319,10 @@ class Communicator:
         shared memory left.
         """
         if color is not None:
-            color = _integer(color, "split: color", _COLOR)
+            color = integer(color, "split: color", _COLOR)
             if not 0 <= color < 1 << 63:
                 raise ValueError(f"split: color is {color}; expected {_COLOR}")
-        key = _integer(key, "split: key", _KEY)
+        key = integer(key, "split: key", _KEY)
         if not -(1 << 63) <= key < 1 << 63:
             raise ValueError(f"split: key is {key}; expected {_KEY}")
         transport, board, reason = self._job.transport, None, None
@@ -411,7 +365,7 @@ class Communicator:
         kind = np.dtype(dtype)
         dtypes.check(kind, "empty: the array")
         given = tuple(shape) if np.iterable(shape) else (shape,)
-        dims = tuple(_integer(length, "empty: shape", "whole numbers from 0") for length in given)
+        dims = tuple(integer(length, "empty: shape", "whole numbers from 0") for length in given)
         if min(dims, default=0) < 0:
             raise ValueError(f"empty: shape is {shape}; expected whole numbers from 0")
         nbytes = math.prod(dims) * kind.itemsize
@@ -500,303 +454,3 @@ class Communicator:
 
     def __repr__(self) -> str:
         return f"<Communicator rank {self.rank} of {self.size} over {self._job.transport.name}>"
-
-    # How a call runs
-
-    def _collective(
-        self,
-        name: str,
-        source: Operand,
-        target: Operand,
-        inputs: tuple[int, ...],
-        outputs: tuple[int, ...],
-        result: object,
-        *,
-        op: Op | None = None,
-        root: int = 0,
-        count: int | None = None,
-        blocks: tuple[int, ...] = (),
-        async_op: bool = False,
-    ) -> Any:
-        self._check_open()
-        dtype = source.flat.dtype
-
-        caller = self._plans_for or self
-
-        def again() -> Any:
-            source.read_again()
-            return caller._collective(
-                name,
-                source,
-                target,
-                inputs,
-                outputs,
-                result,
-                op=op,
-                root=root,
-                count=count,
-                blocks=blocks,
-                async_op=True,
-            )
-
-        if self._plans_for and (
-            self._mapped is None or source.strided or target.strided or isinstance(op, PremultipliedSum)
-        ):
-            return PersistentCall(again)
-        named_op, scale_after = self._prepare(name, op, source, target, dtype, outputs)
-        call = Call(
-            name, dtype, sum(blocks) if blocks else count if count is not None else max(inputs + outputs, default=0),
-            named_op, root, blocks,
-        )  # fmt: skip
-        mapped = self._mapped if self._mapped is not None and self._mapped.serves(dtype, named_op) else None
-        if mapped is not None and count is None and name not in self._job.algorithms:
-            self._in_place(name, source, target, inputs, outputs, root, True)
-            if self._plans_for:
-                fixed = mapped.fix(call, source.flat, target.flat)
-                return MappedPersistentCall(fixed, result, (source.flat, target.flat), mapped.check, mapped.keep)
-            pending = mapped.start(call, source.flat, target.flat, async_op)
-            return self._pending(mapped, pending, name, target if target.strided else None, result, async_op)
-        if self._plans_for:
-            return PersistentCall(again)
-        algorithm = self._algorithm(
-            name, max(inputs + outputs, default=0) * dtype.itemsize, blocks, count is None, mapped is not None
-        )
-        call = replace(call, how=_how(algorithm.name, self._job))
-        slice_elements = max(1, self._job.slice_bytes // dtype.itemsize)
-        in_place = self._in_place(name, source, target, inputs, outputs, root, algorithm.in_place)
-        schedule = algorithm.schedule(self.size, root)
-        if mapped is not None:
-            pending = mapped.start_schedule(
-                call, source.flat, target.flat, schedule, inputs, outputs,
-                lambda: compile_plan(schedule, self.rank, inputs, outputs, slice_elements, in_place=in_place),
-                in_place=in_place, known=count is None and not blocks, alone=async_op,
-            )  # fmt: skip
-            return self._pending(mapped, pending, name, target if target.strided else None, result, async_op)
-        plan = _cached_plan(schedule, self.rank, inputs, outputs, slice_elements, in_place)
-
-        def finish() -> None:
-            if scale_after is not None:
-                kernels.scale(target.flat, scale_after)
-            target.write_back()
-
-        self._sequence += 1
-        channel = (self._context << 32) | (self._sequence & 0xFFFFFFFF)
-        run_op = ReduceOp.SUM if named_op is ReduceOp.AVG else named_op
-        arrays = {"in": source.flat, "out": target.flat}
-        execution = Execution(
-            call, self._sequence, plan, arrays, self._members, channel, self._ledgers[name], run_op, finish
-        )
-        return self._launch(name, execution, result, async_op)
-
-    def _algorithm(self, name: str, block_bytes: int, blocks: tuple[int, ...], known: bool, mapped: bool) -> Algorithm:
-        """The algorithm for blocks of at most `block_bytes`, if `known` to all ranks: they must all choose alike."""
-        job = self._job
-        if name in job.algorithms:
-            forced = find(name, job.algorithms[name])
-            if not known and forced.schedule(self.size).even:
-                raise ValueError(f"{name} by {forced.name} needs blocks of equal counts; init with another algorithm")
-            return forced
-        if mapped:
-            return find(name, "direct")
-        spec, even = COLLECTIVES[name], not blocks and known
-        whole = block_bytes * max(spec.input_blocks(self.size, 0, 0), spec.output_blocks(self.size, 0, 0))
-        chosen = choose(
-            name, whole if known else LARGE_MESSAGE, self.size, job.costs, job.slice_bytes,
-            deterministic=self.deterministic, even=even,
-        )  # fmt: skip
-        return find(name, chosen)
-
-    def _prepare(
-        self, name: str, op: Op | None, source: Operand, target: Operand, dtype: np.dtype[Any], outputs: tuple[int, ...]
-    ) -> tuple[ReduceOp | None, float | None]:
-        """Check the operation; scale the input of a premultiplied sum; returns (op, factor for the output)."""
-        if not COLLECTIVES[name].reduces:
-            return None, None
-        if isinstance(op, PremultipliedSum):
-            kernels.check(ReduceOp.AVG, dtype)
-            if target.flat is not source.flat:
-                source.flat = source.flat.copy()
-            kernels.scale(source.flat, op.factor)
-            return ReduceOp.SUM, None
-        kernels.check(op, dtype)  # type: ignore[arg-type]  # it refuses None and all else that is no operation
-        return op, 1.0 / self.size if op is ReduceOp.AVG and outputs else None
-
-    def _in_place(
-        self,
-        name: str,
-        source: Operand,
-        target: Operand,
-        inputs: tuple[int, ...],
-        outputs: tuple[int, ...],
-        root: int,
-        algorithm_allows: bool,
-    ) -> bool:
-        if not inputs or not outputs:
-            return False
-        shared = COLLECTIVES[name].in_place(self.size, self.rank, root)
-        offset = sum(outputs[: shared[0]]) - sum(inputs[: shared[1]]) if shared is not None else None
-        same = check_apart(name, source.flat, target.flat, offset)
-        if same and not algorithm_allows:
-            source.flat = source.flat.copy()
-            return False
-        return same
-
-    def _point_to_point(
-        self, array: Operand, instruction: Any, peer: int, tag: int, result: object, async_op: bool
-    ) -> Any:
-        self._check_open()
-        dtype, count = array.flat.dtype, array.flat.size
-        if self._mapped is not None:
-            call = Call("send/recv", dtype, count)
-            sends = instruction.target is None
-            pending = self._mapped.post(call, sends, peer, tag, array.flat, async_op)
-            strided = array if array.strided and not sends else None
-            return self._pending(self._mapped, pending, "send/recv", strided, result, async_op)
-        schedule = Schedule("all_reduce", "point to point", self.size, lambda rank: ((instruction,),))
-        slice_elements = max(1, self._job.slice_bytes // dtype.itemsize)
-        plan = compile_plan(schedule, self.rank, (count,), (count,), slice_elements)
-        call = Call("send/recv", dtype, count, how=str(self._job.slice_bytes))
-        channel = ((self._context | _POINT_TO_POINT) << 32) | tag
-        arrays = {"in": array.flat, "out": array.flat}
-        finish = array.write_back if instruction.target is not None else None
-        execution = Execution(
-            call, tag, plan, arrays, self._members, channel, self._ledgers["send/recv"], finish=finish
-        )
-        return self._launch("send/recv", execution, result, async_op)
-
-    def _launch(self, name: str, execution: Execution, result: object, async_op: bool) -> Any:
-        engine = self._job.engine
-        self._calls[name] += 1
-        self._timed(name, lambda: engine.start(execution))
-
-        def wait(timeout: float | None) -> None:
-            seconds = self.timeout if timeout is None else timeout
-            self._timed(name, lambda: engine.wait(execution, seconds))
-
-        if async_op:
-            return Work(result, lambda: engine.poll(execution), wait)
-        wait(None)
-        return result
-
-    def _pending(
-        self, mapped: Mapped, pending: Any, name: str, strided: Operand | None, result: object, async_op: bool
-    ) -> Any:
-        finished = False
-
-        def finish() -> None:
-            nonlocal finished
-            if not finished:
-                finished = True
-                if strided is not None:
-                    strided.write_back()
-
-        def poll() -> bool:
-            if not mapped.poll(pending):
-                return False
-            finish()
-            return True
-
-        def wait(timeout: float | None) -> None:
-            seconds = self.timeout if timeout is None else timeout
-            self._timed(name, lambda: mapped.wait(pending, seconds))
-            finish()
-
-        if async_op:
-            return Work(result, poll, wait)
-        wait(None)
-        return result
-
-    def _timed(self, name: str, body: Callable[[], None]) -> None:
-        began = time.perf_counter()
-        try:
-            body()
-        finally:
-            self._waited[name] += time.perf_counter() - began
-
-    # Checks of arguments
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ValueError("this communicator is closed; call collectives.init(), split or dup for another")
-
-    def _check_root(self, root: int) -> int:
-        expected = f"a rank, 0 to {self.size - 1}"
-        root = _integer(root, "root", expected)
-        if not 0 <= root < self.size:
-            raise ValueError(f"root is {root}; expected {expected}")
-        return root
-
-    def _check_peer(self, peer: int, name: str) -> int:
-        expected = f"another rank, 0 to {self.size - 1} and not {self.rank}"
-        peer = _integer(peer, name, expected)
-        if not 0 <= peer < self.size or peer == self.rank:
-            raise ValueError(f"{name} is {peer}; expected {expected}")
-        return peer
-
-    def _block_shape(self, array: Array, collective: str) -> tuple[int, ...]:
-        if array.ndim and array.shape[0] % self.size == 0:
-            return (array.shape[0] // self.size, *array.shape[1:])
-        if array.size % self.size == 0:
-            return (array.size // self.size,)
-        raise ValueError(
-            f"{collective}: x has {array.size} elements (shape {array.shape}), which {self.size} ranks cannot share evenly; "
-            f"pad it, or use {collective}_v with explicit counts"
-        )
-
-    def _check_counts(self, counts: Sequence[int], name: str, collective: str) -> tuple[int, ...]:
-        expected = f"{self.size} whole numbers from 0, one a rank"
-        try:
-            given = tuple(counts)
-        except TypeError:
-            raise TypeError(f"{collective}: {name} is {counts!r}; expected {expected}") from None
-        found = tuple(
-            _integer(count, f"{collective}: {name}[{rank}]", "a whole number") for rank, count in enumerate(given)
-        )
-        if len(found) != self.size or min(found) < 0:
-            raise ValueError(f"{collective}: {name} is {found}; expected {expected}")
-        return found
-
-
-def _integer(value: object, name: str, expected: str) -> int:
-    """A Python int of what is an integer, numpy's included; nothing else is rounded or converted."""
-    try:
-        return operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected {expected}") from None
-
-
-def _check_tag(tag: int) -> int:
-    expected = f"0 to {(1 << 32) - 1}"
-    tag = _integer(tag, "tag", expected)
-    if not 0 <= tag < 1 << 32:
-        raise ValueError(f"tag is {tag}; expected {expected}")
-    return tag
-
-
-def _check_total(array: Operand, counts: tuple[int, ...], collective: str, name: str) -> None:
-    if array.flat.size != sum(counts):
-        raise ValueError(f"{collective}: x has {array.flat.size} elements, but {name} is {sum(counts)}")
-
-
-def _nothing(like: Operand) -> Operand:
-    return Operand(np.empty(0, like.flat.dtype), "nothing")
-
-
-def _how(algorithm: str, job: Job) -> str:
-    return f"{algorithm}/{job.slice_bytes}"
-
-
-def _result(out: object | None, target: Operand) -> object:
-    return target.array if out is None else out
-
-
-@lru_cache(maxsize=1024)
-def _cached_plan(
-    schedule: Schedule,
-    rank: int,
-    inputs: tuple[int, ...],
-    outputs: tuple[int, ...],
-    slice_elements: int,
-    in_place: bool,
-) -> Plan:
-    return compile_plan(schedule, rank, inputs, outputs, slice_elements, in_place=in_place)
