@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import MappingProxyType, TracebackType
-from typing import Any, Final, Literal, Self, TypeVar, overload
+from typing import Any, Final, Literal, Self, TypeVar, cast, overload
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -304,11 +304,11 @@ class Communicator(Runner):
         """Send `x` to rank `to` while receiving `out` from rank `source`; returns `out`."""
         if self._fast.sendrecv(x, to, out, source, tag):
             return out
-        to, source = self._check_peer(to, "to"), self._check_peer(source, "source")
-        receiving = self.recv(out, source, tag, async_op=True)
-        self.send(x, to, tag)
-        receiving.wait()
-        return out
+        to, source, tag = self._check_peer(to, "to"), self._check_peer(source, "source"), check_tag(tag)
+        given, taken = Operand(x, "x"), Operand(out, "out", writable=True)
+        receiving = self._point_to_point(taken, recv(source, Ref("out", 0)), source, tag, out, async_op=True)
+        self._point_to_point(given, send(to, Ref("in", 0)), to, tag, None, async_op=False)
+        return cast("X", receiving.wait())
 
     # Groups and life
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+from transports.environment import check_timeout
+
 Result = TypeVar("Result")
 
 
@@ -27,7 +29,7 @@ class Work(Generic[Result]):
 
         `timeout`: seconds, the communicator's by default. Raises CollectiveTimeout, CollectiveMismatch, PeerLost.
         """
-        self._wait(timeout)
+        self._wait(None if timeout is None else check_timeout(timeout, "wait: timeout"))
         return self._result
 
 

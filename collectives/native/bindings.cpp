@@ -283,11 +283,7 @@ class PyGroup {
     void run(const std::shared_ptr<const Plan>& plan, std::uintptr_t input, std::uintptr_t output) {
         auto lock = locked();
         if (group_->idle()) {
-            Host host(*this, !plan->in_slot);
-            guarded([&] {
-                group_->run(lock, plan, reinterpret_cast<const std::byte*>(input), reinterpret_cast<std::byte*>(output),
-                            host);
-            });
+            run_alone(lock, plan, reinterpret_cast<const std::byte*>(input), reinterpret_cast<std::byte*>(output));
             return;
         }
         lock.unlock();
@@ -355,14 +351,14 @@ class PyGroup {
         if (pending->done.load(std::memory_order_acquire)) return true;
         Host host(*this, true);
         bool done = false;
-        guarded([&] { done = group_->poll(pending, host); });
+        guarded(host, {}, [&] { done = group_->poll(pending, host); });
         return done;
     }
 
     // `timeout`: seconds, in place of the communicator's.
     void wait(const std::shared_ptr<Pending>& pending, std::optional<double> timeout = {}) {
         Host host(*this, false, timeout);
-        guarded([&] { group_->wait(pending, host); });
+        wait_for(pending, host);
     }
 
     nb::tuple record(std::size_t collective) const {
@@ -394,12 +390,28 @@ class PyGroup {
         return lock;
     }
 
+    // Nothing else of the group is under way, and `lock` is held.
+    void run_alone(std::unique_lock<std::mutex>& lock, const std::shared_ptr<const Plan>& plan, const std::byte* input,
+                   std::byte* output) {
+        Host host(*this, !plan->in_slot);
+        guarded(host, lock, [&] { group_->run(lock, plan, input, output, host); });
+    }
+
+    void wait_for(const std::shared_ptr<Pending>& pending, Host& host) const {
+        guarded(host, {}, [&] { group_->wait(pending, host); });
+    }
+
+    // What ends by an exception ends the group: nothing of it touches an array any more when this is over.
     template <typename Work>
-    void guarded(const Work& work) const {
+    void guarded(Host& host, const std::unique_lock<std::mutex>& held, const Work& work) const {
         try {
             work();
         } catch (...) {
             group_->fail();
+            if (!held) {
+                host.release();
+                const auto lock = group_->lock();  // another thread may have been in the middle of a step
+            }
             throw;
         }
     }
@@ -431,7 +443,7 @@ class PyGroup {
 
     bool finish(const std::shared_ptr<Message>& message) {
         Host host(*this, message->bytes > board().geometry().slot_payload);
-        guarded([&] { group_->wait(message, host); });
+        wait_for(message, host);
         return true;
     }
 
@@ -520,8 +532,7 @@ class PyGroup {
         if (last == nullptr || last->label != label) {
             last = find_plan(collective, dtype, kernels::element_bytes[dtype], operation, root, Counts{{count}}, label);
         }
-        Host host(*this, !last->in_slot);
-        guarded([&] { group_->run(lock, last, input, output, host); });
+        run_alone(lock, last, input, output);
         return true;
     }
 
@@ -544,7 +555,7 @@ class PyGroup {
             group_->push(call);
         }
         Host host(*this, call->table->bytes_moved > board().geometry().slot_payload);
-        guarded([&] { group_->wait(call, host); });
+        wait_for(call, host);
         return true;
     }
 

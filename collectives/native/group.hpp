@@ -15,6 +15,7 @@
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <optional>
 #include <thread>
 #include <utility>
@@ -409,9 +410,7 @@ class Background {
             patience->listen();
             bool moved = false, over = false;
             for (const std::shared_ptr<Group>& group : active_) {
-                if (!group->awaited()) {
-                    if (auto lock = group->try_lock()) moved = group->drive() || moved;
-                }
+                if (!group->awaited()) moved = advance(*group) || moved;
                 over = over || is_over(*group);
             }
             if (over) {
@@ -429,6 +428,17 @@ class Background {
         const std::lock_guard lock(mutex_);
         active_.clear();
         dropped_.notify_all();
+    }
+
+    // Where memory runs out in the middle of a call, whoever waits for it learns that the group has failed.
+    static bool advance(Group& group) {
+        try {
+            const auto lock = group.try_lock();
+            return lock && group.drive();
+        } catch (const std::bad_alloc&) {
+            group.fail();
+            return false;
+        }
     }
 
     static bool is_over(const Group& group) { return group.idle() || !group.alive(); }
