@@ -3,59 +3,17 @@
 #include <nanobind/nanobind.h>
 
 #include <cstddef>
-#include <cstdint>
 #include <vector>
 
+#include "buffer.hpp"
 #include "dispatch.hpp"
+#include "fused_bindings.hpp"
 #include "types.hpp"
 
 namespace nb = nanobind;
 using namespace collectives::kernels;
 
 namespace {
-
-// Below this many bytes, handing the interpreter lock over costs more than it frees.
-constexpr std::size_t release_lock_from = 32 * 1024;
-
-// The memory of a contiguous array, held as long as this lives; empty where the object has none of the kind asked for.
-class Buffer {
-  public:
-    explicit Buffer(nb::handle object, int flags = PyBUF_SIMPLE) {
-        if (PyObject_GetBuffer(object.ptr(), &view_, flags) != 0) PyErr_Clear();
-    }
-    Buffer(Buffer&& other) noexcept : view_(other.view_) { other.view_.obj = nullptr; }
-    Buffer(const Buffer&) = delete;
-    Buffer& operator=(const Buffer&) = delete;
-    Buffer& operator=(Buffer&&) = delete;
-    ~Buffer() {
-        if (view_.obj != nullptr) PyBuffer_Release(&view_);
-    }
-
-    explicit operator bool() const { return view_.obj != nullptr; }
-    std::byte* data() const { return static_cast<std::byte*>(view_.buf); }
-    std::size_t bytes() const { return static_cast<std::size_t>(view_.len); }
-
-    // Of the same size, and either the same memory or apart.
-    bool fits(const Buffer& out) const {
-        if (!*this || bytes() != out.bytes()) return false;
-        const auto mine = reinterpret_cast<std::uintptr_t>(data());
-        const auto other = reinterpret_cast<std::uintptr_t>(out.data());
-        return mine == other || mine + bytes() <= other || other + bytes() <= mine;
-    }
-
-  private:
-    Py_buffer view_{};
-};
-
-template <typename Work>
-void run(std::size_t bytes, const Work& work) {
-    if (bytes < release_lock_from) {
-        work();
-    } else {
-        const nb::gil_scoped_release unlocked;
-        work();
-    }
-}
 
 ReduceFunction find_reduce(const KernelTable& table, std::size_t op, std::size_t dtype) {
     return op < op_count && dtype < dtype_count ? table.reduce[op][dtype] : nullptr;
@@ -100,7 +58,7 @@ bool scale(const KernelTable& table, std::size_t dtype, nb::handle x, double fac
 NB_MODULE(_native, module) {
     // The tables are static; what still refers to them when the interpreter ends is no leak worth a report.
     nb::set_leak_warnings(false);
-    module.doc() = "Native reduction kernels; use them through the package kernels.";
+    module.doc() = "Native kernels; use them through the package kernels.";
     nb::class_<KernelTable>(module, "KernelTable")
         .def_prop_ro("name", [](const KernelTable& table) { return table.name; })
         .def("reduce", &reduce)
@@ -113,4 +71,5 @@ NB_MODULE(_native, module) {
         }
         return tables;
     });
+    bind_fused(module);
 }
