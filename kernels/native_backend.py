@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from kernels import dtypes
+from kernels.native_fused import NativeFused
 from kernels.ops import TABLE, ReduceOp, supported
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ class NativeBackend:
     overlapping in part. The caller has made sure that all arrays have the dtype of `out`.
     """
 
-    def __init__(self, table: Any) -> None:
+    def __init__(self, table: Any, fused: NativeFused) -> None:
+        self.fused = fused
         self.name = f"native {table.name}"
         self.instruction_set = str(table.name)
         self._reduce, self._reduce_many, self._scale = table.reduce, table.reduce_many, table.scale
@@ -60,7 +62,8 @@ def available() -> list[NativeBackend]:
     Raises ImportError where the native module is not built.
     """
     module = importlib.import_module("kernels._native")
-    return [NativeBackend(table) for table in module.runnable_tables()]
+    tables = zip(module.runnable_tables(), module.runnable_fused_tables(), strict=True)
+    return [NativeBackend(table, NativeFused(module, fused)) for table, fused in tables]
 
 
 def load() -> NativeBackend | None:
