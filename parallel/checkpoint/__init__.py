@@ -1,0 +1,1 @@
+"""Sharded checkpoints that know nothing of how a training is laid out."""
