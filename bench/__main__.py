@@ -6,15 +6,11 @@ Started under a launcher, as in `mpirun -n 2 python -m bench`, it measures in th
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
-import socket
 import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +20,8 @@ from bench.harness import sizes
 from bench.harness.case import cases
 from bench.harness.contestants import Unavailable, mpi
 from bench.harness.driver import Driver
-from bench.harness.jobs import Job, assemble, start, wanted
+from bench.harness.jobs import Job, Program, assemble, listen, running, wanted
+from bench.harness.record import Notes, write
 from bench.harness.table import HEADER, PEERS, Row, line, summary
 from bench.harness.worker import Specification, serve
 
@@ -33,7 +30,8 @@ _TITLE = "ratio = best peer's time ÷ ours; floor = time of the copies that cann
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m bench", description=__doc__.partition("\n")[0] if __doc__ else None
+        prog="python -m bench",
+        description=__doc__.partition("\n")[0] if __doc__ else None,
     )
     parser.add_argument("collectives", nargs="*", metavar="collective", help=f"by default all: {', '.join(cases())}")
     parser.add_argument("--ranks", default="2,4", help="numbers of ranks (default: 2,4)")
@@ -73,14 +71,8 @@ class Benchmark:
                 parser.error(f"there is no peer {name}; there are: {', '.join(PEERS)}")
         if min(self.ranks) < 2:
             parser.error(f"--ranks is {self.arguments.ranks}; expected numbers from 2")
-        self.notes: list[str] = []
+        self.say = Notes()
         self.rows: list[Row] = []
-
-    def say(self, note: str) -> None:
-        """Print a note, once."""
-        if note not in self.notes:
-            self.notes.append(note)
-            print(f"# {note}", flush=True)
 
     def measure(self, jobs: list[Job], ranks: int) -> None:
         """Everything on these jobs."""
@@ -105,56 +97,27 @@ class Benchmark:
         wrong = sum(row.wrong for row in self.rows)
         if wrong:
             print(f"# {wrong} elements were wrong", flush=True)
-        if self.arguments.json:
-            record = {
-                "machine": machine(),
-                "arguments": vars(self.arguments),
-                "notes": self.notes,
-                "rows": [asdict(row) for row in self.rows],
-            }
-            Path(self.arguments.json).write_text(json.dumps(record, indent=1) + "\n")
+        write(self.arguments, self.say, self.rows)
         return 1 if wrong or not self.rows else 0
-
-
-def machine() -> dict[str, str | int]:
-    """What the numbers were measured on."""
-    model = platform.machine()
-    for text in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
-        if text.startswith("model name"):
-            model = text.partition(":")[2].strip()
-            break
-    return {"processor": model, "cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
-
-
-def _listen(folder: Path) -> tuple[socket.socket, str]:
-    address = str(folder / "driver")
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(address)
-    listener.listen(256)
-    return listener, address
 
 
 def drive(benchmark: Benchmark) -> int:
     """Alone: start a job for every contestant library and number of ranks, and lead them."""
-    about = machine()
-    benchmark.say(f"{about['processor']}, {about['cores']} cores; load {os.getloadavg()[0]:.1f} at the start")
+    benchmark.say.machine()
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
-        listener, address = _listen(folder)
+        listener, address = listen(folder)
         cores = sorted(os.sched_getaffinity(0))
         for ranks in benchmark.ranks:
             plan = wanted(benchmark.transports, benchmark.peers, benchmark.say)
-            jobs: dict[str, Job] = {}
-            try:
-                for job, contestants in plan.items():
-                    jobs[job] = start(job, contestants, ranks, address, cores, folder)
-                for job, reason in assemble(listener, jobs, ranks).items():
+            programs = {}
+            for job, contestants in plan.items():
+                specification = Specification(address, job, contestants, cores, str(folder / f"store-{ranks}"))
+                programs[job] = Program(job, ["bench.harness.worker", specification.encode()], ranks)
+            with running(programs, listener, folder) as (jobs, lost):
+                for job, reason in lost.items():
                     benchmark.say(f"{', '.join(plan[job])} left out on {ranks} ranks: {reason}")
-                    del jobs[job]
-                benchmark.measure(list(jobs.values()), ranks)
-            finally:
-                for started in jobs.values():
-                    started.leave()
+                benchmark.measure(jobs, ranks)
     return benchmark.finish()
 
 
@@ -173,14 +136,14 @@ def join(benchmark: Benchmark) -> int:
         code = 0
         leader = None
         if comm.rank == 0:
-            listener, address = _listen(Path(name))
+            listener, address = listen(Path(name))
             text[: len(address)] = np.frombuffer(address.encode(), np.uint8)
 
             def lead() -> None:
                 nonlocal code
-                job = Job("this job")
+                job = Job("this job", ranks=comm.size)
                 try:
-                    assemble(listener, {job.name: job}, comm.size)
+                    assemble(listener, {job.name: job})
                     benchmark.measure([job], comm.size)
                     code = benchmark.finish()
                 finally:
@@ -198,7 +161,8 @@ def join(benchmark: Benchmark) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmarks that the command line asks for; returns 1 if any result was wrong."""
-    benchmark = Benchmark(sys.argv[1:] if arguments is None else arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    benchmark = Benchmark(arguments)
     mode: Callable[[Benchmark], int] = join if cc.under_launcher() else drive
     return mode(benchmark)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from bench.harness import sizes
 from bench.harness.case import COPY, ITEM_BYTES, Case
-from bench.harness.jobs import Job, JobLost
+from bench.harness.jobs import Job, JobLost, Player, turns
 from bench.harness.protocol import Message
 from bench.harness.table import PEERS, Measured, Row, rows
 
@@ -15,16 +15,14 @@ Say = Callable[[str], None]
 
 
 @dataclass
-class Entrant:
+class Entrant(Player):
     """A contestant in one cell of the table: a case at a size on a number of ranks."""
 
-    job: Job
-    contestant: str
-    case: Case
+    contestant: str = ""
+    case: Case = COPY
     repeats: int = 1
     seconds: list[list[float]] = field(default_factory=list)
     wrong: int = 0
-    lost: str = ""
 
     @property
     def name(self) -> str:
@@ -32,18 +30,8 @@ class Entrant:
         return COPY.name if self.case is COPY else self.contestant
 
     def ask(self, do: str, **arguments: object) -> list[Message]:
-        """Have every rank of the job take a step; a contestant that fails is lost for this cell."""
-        if self.lost:
-            return []
-        message = {"do": do, "case": self.case.name, "contestant": self.contestant, **arguments}
-        try:
-            answers = self.job.ask(message)
-        except JobLost as error:
-            self.lost = str(error)
-            self.job.joined.clear()
-            return []
-        self.lost = next((answer["error"] for answer in answers if "error" in answer), "")
-        return [] if self.lost else answers
+        """As a player does, about this cell."""
+        return super().ask(do, case=self.case.name, contestant=self.contestant, **arguments)
 
 
 class Driver:
@@ -61,11 +49,8 @@ class Driver:
         entrants = list(self._entrants(case))
         for entrant in entrants:
             self._prepare(entrant, count)
-        iterations = self._iterations or sizes.iterations(asked)
-        for iteration in range(iterations):
-            first = iteration % len(entrants) if entrants else 0
-            for entrant in entrants[first:] + entrants[:first]:
-                self._iterate(entrant, count)
+        for entrant in turns(entrants, self._iterations or sizes.iterations(asked)):
+            self._iterate(entrant, count)
         measured = {}
         for entrant in entrants:
             if entrant.lost:
@@ -88,10 +73,10 @@ class Driver:
             for contestant in job.joined:
                 has = case.gloo if contestant == "gloo" else case.mpi if contestant in PEERS else case.ours
                 if has is not None:
-                    yield Entrant(job, contestant, case)
+                    yield Entrant(job, contestant=contestant, case=case)
         host = next(((job, name) for job in self._jobs for name in job.joined if name not in PEERS), None)
         if host is not None and case.moved(self._ranks):
-            yield Entrant(*host, COPY)
+            yield Entrant(host[0], contestant=host[1], case=COPY)
 
     def _one_run(self, entrant: Entrant, count: int) -> bool:
         return self._fresh or (count * ITEM_BYTES >= sizes.LARGE and entrant.case is not COPY)

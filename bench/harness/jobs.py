@@ -8,14 +8,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, TypeVar
 
 import bench
 from bench.harness.protocol import Channel, Message
-from bench.harness.worker import Specification
 
 REPLY_SECONDS: Final = 120.0
 _JOIN_SECONDS: Final = 60.0
@@ -40,6 +40,7 @@ class Job:
     """Why each of the others does not."""
     process: subprocess.Popen[bytes] | None = None
     log: IO[bytes] | None = None
+    ranks: int = 1
 
     def ask(self, message: Message) -> list[Message]:
         """Have every rank do the same; returns their answers in the order of the ranks."""
@@ -84,6 +85,38 @@ class Job:
         return f": {lines[-1].strip()}" if lines else ""
 
 
+@dataclass
+class Player:
+    """A contestant's job while something is measured that it may fail at."""
+
+    job: Job
+    lost: str = ""
+    """Why it is left out."""
+
+    def ask(self, do: str, **arguments: object) -> list[Message]:
+        """Have every rank take a step; once one has failed the player is lost, and there are no answers any more."""
+        if self.lost:
+            return []
+        try:
+            answers = self.job.ask({"do": do, **arguments})
+        except JobLost as error:
+            self.lost = str(error)
+            self.job.joined.clear()
+            return []
+        self.lost = next((answer["error"] for answer in answers if "error" in answer), "")
+        return [] if self.lost else answers
+
+
+AnyPlayer = TypeVar("AnyPlayer", bound=Player)
+
+
+def turns(players: Sequence[AnyPlayer], rounds: int) -> Iterator[AnyPlayer]:
+    """Each player once a round, beginning with another one in every round."""
+    for number in range(rounds):
+        first = number % len(players) if players else 0
+        yield from (*players[first:], *players[:first])
+
+
 def wanted(transports: Iterable[str], peers: Iterable[str], say: Callable[[str], None]) -> dict[str, list[str]]:
     """The jobs that are needed, and the contestants of each, ours first; says what has no launcher here.
 
@@ -92,13 +125,13 @@ def wanted(transports: Iterable[str], peers: Iterable[str], say: Callable[[str],
     names = [name for transport in transports for name in ((transport, "heap") if transport == "shm" else (transport,))]
     jobs = {"ours": [name for name in names if name != "mpi"]}
     for peer in peers:
-        reason = _absent(peer)
+        reason = absent(peer)
         if reason:
             say(f"{peer} is left out: {reason}")
         else:
             jobs[peer] = [peer]
     if "mpi" in names:
-        host = next((name for name in (*jobs, *_MPIS) if name in _MPIS and not _absent(name)), None)
+        host = next((name for name in (*jobs, *_MPIS) if name in _MPIS and not absent(name)), None)
         if host is None:
             say("mpi is left out: no MPI library is installed")
         else:
@@ -108,7 +141,7 @@ def wanted(transports: Iterable[str], peers: Iterable[str], say: Callable[[str],
     return jobs
 
 
-def _absent(peer: str) -> str:
+def absent(peer: str) -> str:
     if peer == "gloo":
         return "" if _torch() else "torch is not installed: BENCH_GLOO=1 make bench"
     return "" if _launcher(peer).exists() else f"{_launcher(peer)} is not there: make setup installs it where it can"
@@ -150,19 +183,28 @@ def command(job: str, ranks: int) -> tuple[list[str], dict[str, str]]:
     return embedded, {}
 
 
-def start(job: str, contestants: list[str], ranks: int, address: str, cores: list[int], folder: Path) -> Job:
-    """Start the job's ranks; they connect to the driver's socket at `address`."""
-    words, variables = command(job, ranks)
-    specification = Specification(address, job, contestants, cores, str(folder / f"store-{ranks}"))
+@dataclass(frozen=True)
+class Program:
+    """What the ranks of a job run: a module and its arguments, upon which they connect to the driver."""
+
+    library: str
+    """Whose launcher and environment the ranks want."""
+    words: list[str]
+    ranks: int
+
+
+def start(name: str, program: Program, folder: Path) -> Job:
+    """Start the ranks of a job, of which there is one of the name and number of ranks in the folder."""
+    words, variables = command(program.library, program.ranks)
     environment = {
         **os.environ,
         "PATH": f"{_PREFIX / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}",
-        "OMP_NUM_THREADS": "1",
+        **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
         **variables,
     }
-    log = (folder / f"{job}-{ranks}.log").open("w+b")
+    log = (folder / f"{name}-{program.ranks}.log").open("w+b")
     process = subprocess.Popen(
-        [*words, "bench.harness.worker", specification.encode()],
+        [*words, *program.words],
         env=environment,
         cwd=Path(bench.__path__[0]).parent,
         stdin=subprocess.DEVNULL,
@@ -170,16 +212,41 @@ def start(job: str, contestants: list[str], ranks: int, address: str, cores: lis
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    return Job(job, process=process, log=log)
+    return Job(name, process=process, log=log, ranks=program.ranks)
 
 
-def assemble(listener: socket.socket, jobs: Mapping[str, Job], ranks: int) -> dict[str, str]:
+@contextmanager
+def running(
+    programs: Mapping[str, Program], listener: socket.socket, folder: Path
+) -> Iterator[tuple[list[Job], dict[str, str]]]:
+    """Start all of these jobs; gives those that came, and why each of the others did not."""
+    jobs: dict[str, Job] = {}
+    try:
+        for name, program in programs.items():
+            jobs[name] = start(name, program, folder)
+        lost = assemble(listener, jobs)
+        yield [job for name, job in jobs.items() if name not in lost], lost
+    finally:
+        for job in jobs.values():
+            job.leave()
+
+
+def listen(folder: Path) -> tuple[socket.socket, str]:
+    """The driver's socket, and the address that the ranks connect to."""
+    address = str(folder / "driver")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen(256)
+    return listener, address
+
+
+def assemble(listener: socket.socket, jobs: Mapping[str, Job]) -> dict[str, str]:
     """Wait for every rank of every job to say who it is; returns why a job did not come, for those."""
     lost: dict[str, str] = {}
     deadline = time.monotonic() + _JOIN_SECONDS
     listener.settimeout(0.2)
     while True:
-        waiting = [job for job in jobs.values() if len(job.channels) < ranks and job.name not in lost]
+        waiting = [job for job in jobs.values() if len(job.channels) < job.ranks and job.name not in lost]
         if not waiting:
             return lost
         try:

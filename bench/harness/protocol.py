@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from collections import deque
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 Message = dict[str, Any]
@@ -62,3 +63,19 @@ class Channel:
     def close(self) -> None:
         """The other end then reads the end of the stream."""
         self._connection.close()
+
+    def serve(self, steps: Mapping[str, Callable[..., Message]]) -> None:
+        """Answer until the other end hangs up: a message names its step in `do`, and gives its arguments."""
+        while True:
+            try:
+                self.send(answer(steps, self.receive()))
+            except (EOFError, OSError):
+                return
+
+
+def answer(steps: Mapping[str, Callable[..., Message]], message: Message) -> Message:
+    """Do what the message says; what goes wrong is in the answer."""
+    try:
+        return steps[message.pop("do")](**message)
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}

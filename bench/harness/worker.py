@@ -89,25 +89,18 @@ def _fresh(count: int) -> Array:
 
 
 class Worker:
-    """Answers the driver's messages; each step is one of `do`."""
+    """Takes the steps that the driver's messages name."""
 
     def __init__(self, rank: int, size: int, contestants: dict[str, Contestant]) -> None:
         self._rank, self._size, self._contestants = rank, size, contestants
         self._data: dict[tuple[str, int], tuple[Array, Array]] = {}
         self._prepared: dict[tuple[str, str], _Prepared] = {}
-
-    def answer(self, message: Message) -> Message:
-        """Do what the message says; what goes wrong is in the answer."""
-        steps: dict[str, Callable[..., Message]] = {
+        self.steps: dict[str, Callable[..., Message]] = {
             "prepare": self.prepare,
             "ready": self.ready,
             "go": self.go,
             "release": self.release,
         }
-        try:
-            return steps[message.pop("do")](**message)
-        except Exception as error:
-            return {"error": f"{type(error).__name__}: {error}"}
 
     def prepare(self, case: str, contestant: str, count: int, fresh: bool, calibrate: int) -> Message:
         """Make the arrays, warm up, and say how long one run takes, from `calibrate` runs (0: it is not asked)."""
@@ -171,13 +164,7 @@ def serve(specification: Specification) -> None:
     os.sched_setaffinity(0, pin)  # MPI libraries bind their ranks too, each in its own way
     descriptions = {name: contestant.description for name, contestant in joined.items()}
     channel.send({"job": specification.job, "rank": world.rank, "joined": descriptions, "missing": missing})
-    worker = Worker(world.rank, world.size, joined)
-    while True:
-        try:
-            message = channel.receive()
-            channel.send(worker.answer(message))
-        except (EOFError, OSError):
-            return
+    channel.serve(Worker(world.rank, world.size, joined).steps)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from bench.harness.case import Case, cases, values
 from bench.harness.contestants import Contestant
 from bench.harness.driver import Driver
 from bench.harness.jobs import Job, wanted
-from bench.harness.protocol import Channel
+from bench.harness.protocol import Channel, answer
 from bench.harness.worker import Worker
 from collectives.testing import run_ranks
 
@@ -35,7 +35,7 @@ def job(name, contestant, leaves_at=None):
                 message = channel.receive()
                 if message["do"] == leaves_at and comm.rank == 1:
                     return channel.close()
-                channel.send(worker.answer(message))
+                channel.send(answer(worker.steps, message))
             except (EOFError, OSError):
                 return None
 
