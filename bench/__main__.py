@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 import collectives as cc
+from bench import train
 from bench.harness import sizes
 from bench.harness.case import cases
 from bench.harness.contestants import Unavailable, mpi
@@ -32,6 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description=__doc__.partition("\n")[0] if __doc__ else None,
+        epilog="`python -m bench train` compares whole trainings; it has a --help of its own",
     )
     parser.add_argument("collectives", nargs="*", metavar="collective", help=f"by default all: {', '.join(cases())}")
     parser.add_argument("--ranks", default="2,4", help="numbers of ranks (default: 2,4)")
@@ -162,6 +164,8 @@ def join(benchmark: Benchmark) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmarks that the command line asks for; returns 1 if any result was wrong."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["train"]:
+        return train.main(arguments[1:])
     benchmark = Benchmark(arguments)
     mode: Callable[[Benchmark], int] = join if cc.under_launcher() else drive
     return mode(benchmark)

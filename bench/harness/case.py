@@ -88,6 +88,8 @@ COPY: Final = Case("copy", lambda n: 1.0, lambda n: 2.0 * n, _copy, lambda comm,
 def cases() -> dict[str, Case]:
     """The `CASE` of every module of this package, by name."""
     found = (
-        importlib.import_module(f"bench.{m.name}") for m in pkgutil.iter_modules(bench.__path__) if m.name != "__main__"
+        importlib.import_module(f"bench.{m.name}")
+        for m in pkgutil.iter_modules(bench.__path__)
+        if m.name not in ("__main__", "train", "training")
     )
     return {module.CASE.name: module.CASE for module in found if hasattr(module, "CASE")}

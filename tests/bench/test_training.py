@@ -1,0 +1,209 @@
+"""The training benchmark: its ranks as threads, its arithmetic, one real run, and torch's model beside ours."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.harness.jobs import Job, absent, command
+from bench.harness.protocol import Channel
+from bench.train import main
+from bench.training.contestants import names
+from bench.training.driver import measure
+from bench.training.ours import MODES, Hushable, contestant
+from bench.training.table import HEADER, Measured, line, rows, summary
+from bench.training.worker import Specification, Worker
+from collectives.testing import run_ranks
+from parallel.train import TrainingConfiguration
+
+ROOT = Path(__file__).parents[2]
+TINY = TrainingConfiguration(layers=1, hidden=16, heads=2, seq=12, batch=4, steps=100, warmup=2)
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text"
+    path.write_bytes(b"the quick brown fox jumps over the lazy dog; " * 40)
+    return str(path)
+
+
+@contextmanager
+def job(name, ranks, text):
+    """A job whose ranks are threads."""
+    pairs = [socket.socketpair() for _ in range(ranks)]
+    specification = Specification("", name, [0], "", text, TINY)
+    assert Specification.decode(specification.encode()) == specification
+
+    def rank(comm):
+        Channel(pairs[comm.rank][1]).serve(Worker(contestant(name, comm), specification).steps)
+
+    threads = threading.Thread(target=run_ranks, args=(ranks, rank))
+    threads.start()
+    channels = {number: Channel(pair[0]) for number, pair in enumerate(pairs)}
+    found = Job(name, channels, {name: "ours"}, ranks=ranks)
+    try:
+        yield found
+    finally:
+        found.leave()
+        threads.join()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_learns_what_one_rank_does(mode, text):
+    notes = []
+    with job("alone", 1, text) as one, job(mode, 2, text) as two:
+        measured = measure([one, two], learn=6, rounds=2, steps=1, say=notes.append)
+    assert notes == []
+    ((ranks, several), (_, single)) = measured[mode], measured["alone"]
+    assert ranks == 2
+    np.testing.assert_allclose(several.losses, single.losses, atol=1e-5)
+    assert several.losses[-1] < several.losses[0]
+    assert len(several.losses) == 6
+    assert len(several.seconds) == len(several.alone) == len(several.waits) == len(single.seconds) == 2
+    assert single.alone == []
+    assert 0 < several.before <= several.peak
+
+
+def test_a_mode_that_fails_is_left_out(monkeypatch, text):
+    def fails(*_):
+        raise RuntimeError("not today")
+
+    monkeypatch.setitem(MODES, "broken", fails)
+    notes = []
+    with job("broken", 2, text) as broken:
+        assert measure([broken], learn=1, rounds=1, steps=1, say=notes.append) == {}
+    assert notes == ["broken is left out on 2 ranks: RuntimeError: not today"]
+
+
+def test_a_hushed_communicator_carries_nothing():
+    def rank(comm):
+        axis = Hushable(comm.dup())
+        x, out = np.full(4, axis.rank, np.float32), np.full(8, 7, np.float32)
+        planned = axis.plan_all_reduce(np.ones(4, np.float32))
+        axis.all_reduce(x)
+        planned()
+        axis.hushed = True
+        sent = axis.stats.bytes_sent
+        assert axis.all_reduce(x, async_op=True).wait() is x
+        assert axis.all_gather(x, out) is out
+        assert axis.all_gather(x).shape == (2, 4)
+        assert axis.reduce_scatter(x).shape == (2,)
+        assert axis.all_gather_v(x[: 1 + axis.rank], [1, 2]).shape == (3,)
+        assert axis.reduce_scatter_v(x, [1, 3]).shape == (1 + 2 * axis.rank,)
+        planned()
+        planned.start()
+        assert planned.done()
+        planned.wait()
+        assert axis.stats.bytes_sent == sent > 0
+        axis.hushed = False
+        return axis.all_reduce(x)[0]
+
+    assert run_ranks(2, rank) == [2, 2]
+
+
+def table():
+    measured = {
+        "alone": (1, Measured([5.0, 4.0], [0.1])),
+        "zero0": (2, Measured([5.0, 3.0], [0.3, 0.2, 0.1], [0.1, 0.1, 0.1], [0.01, 0.02, 0.03], 1 << 20, 3 << 20)),
+        "torch": (1, Measured([5.0, 4.5], [0.3])),
+        "ddp": (2, Measured([5.0, 3.25], [0.4], [0.3])),
+        "fsdp2": (2, Measured([5.0, 3.0], [0.8], [0.3])),
+    }
+    return rows(measured, tokens=100, cores=2)
+
+
+def test_columns():
+    alone, zero0, torch, ddp, fsdp2 = table()
+    assert zero0.milliseconds == pytest.approx(200)
+    assert zero0.tokens_per_second == pytest.approx(1000)
+    assert [row.ratio for row in (alone, zero0, torch, ddp, fsdp2)] == pytest.approx([3, 2, 1, 1, 0.5])
+    assert [row.fsdp2 for row in (zero0, ddp, fsdp2)] == pytest.approx([4, 2, 1])
+    assert [row.scaling for row in (zero0, ddp)] == pytest.approx([0.5, 0.75])
+    assert alone.scaling is alone.fsdp2 is alone.unhidden_milliseconds is torch.difference is ddp.difference is None
+    assert zero0.unhidden_milliseconds == pytest.approx(100)
+    assert zero0.waits_milliseconds == pytest.approx(20)
+    assert [row.difference for row in (alone, zero0, fsdp2)] == [0.5, 0.25, 0.25]
+
+
+def test_ranks_beyond_the_cores_share_them():
+    (_, four) = rows({"alone": (1, Measured([1.0], [0.1])), "zero0": (4, Measured([1.0], [0.2]))}, 100, cores=2)
+    assert four.scaling == pytest.approx(1)
+    assert four.ratio is four.difference is None
+
+
+def test_lines_stand_under_their_headings():
+    heading, text = HEADER.splitlines()[0], line(table()[1])
+    assert len(text) == len(heading)
+    for column in heading.split():
+        end = heading.index(column) + len(column)
+        assert text[end - 1] != " ", column
+        assert text[end : end + 1] in ("", " "), column
+
+
+def test_summary():
+    assert summary(table()).splitlines()[2:] == [
+        "| 1 | alone | 3.00 |  |  | 0 |",
+        "| 2 | zero0 | 2.00 | 4.00 | 0.50 | 3 |",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ranks", "1"], "expected numbers from 2"),
+        (["--with", "zero7"], f"there is no contestant zero7; there are: {', '.join(names())}"),
+        (["--heads", "3"], "--heads must divide --hidden"),
+        (["--rounds", "0"], "must be at least 1"),
+    ],
+)
+def test_wrong_requests(arguments, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_real_run(tmp_path, text):
+    record = tmp_path / "train.json"
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("COLLECTIVES_", "OMPI_", "PMIX_", "PMI_"))}
+    words = "train --with alone,zero0 --ranks 2 --layers 1 --hidden 16 --heads 2 --seq 12 --batch 2 --learn 3 --rounds 2 --steps 1"
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", *words.split(), "--data", text, "--json", record],
+        env=kept, cwd=ROOT, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(record.read_text())["rows"]
+    assert [(row["contestant"], row["ranks"]) for row in found] == [("alone", 1), ("zero0", 2)]
+    for row in found:
+        assert row["losses"][-1] < row["losses"][0]
+        assert 0 < row["before_bytes"] <= row["peak_bytes"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(absent("gloo")), reason=absent("gloo"))
+def test_the_model_of_torch_is_ours():
+    path = os.pathsep.join(filter(None, [str(ROOT), command("gloo", 1)[1].get("PYTHONPATH")]))
+    program = Path(__file__).parent / "programs" / "torch_agrees.py"
+    done = subprocess.run(
+        [sys.executable, program],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["names"][0] == found["names"][1]
+    assert found["sizes"][0] == found["sizes"][1]
+    assert found["losses"][0] == pytest.approx(found["losses"][1], rel=1e-6)
+    for ours, theirs in found["norms"]:
+        assert ours == pytest.approx(theirs, rel=1e-4)
