@@ -24,7 +24,7 @@ help:
 	@echo "make setup     virtual environment in $(VENV), dependencies, native code"
 	@echo "make run       train a small GPT on four ranks, and check it"
 	@echo "make test      every test (TEST_ARGS='-k ring' selects)"
-	@echo "make bench     comparison with the peers on 2 and 4 ranks (BENCH_ARGS='all_reduce --sizes 8,1M'; BENCH_GLOO=1 installs Gloo)"
+	@echo "make bench     comparison with the peers on 2 and 4 ranks (BENCH_ARGS='all_reduce --sizes 8,1M'; BENCH_GLOO=1 installs PyTorch, and compares trainings too)"
 	@echo "make check     ruff, mypy --strict, clang-format"
 	@echo "make sanitize  native code under the address, undefined-behaviour and thread sanitizers"
 	@echo "make soak      the property tests with thousands of examples, and messages beyond 2 GiB"
@@ -90,6 +90,7 @@ bench: setup $(VENV)/.impi $(if $(BENCH_GLOO),$(VENV)/.gloo)
 	@$(BIN)/python -m bench $(BENCH_ARGS)
 	@$(if $(BENCH_ARGS),,$(BIN)/python -m bench all_reduce all_gather broadcast --transports shm --ranks 3 --sizes 8K --odd)
 	@$(if $(BENCH_ARGS),,$(BIN)/python -m bench all_reduce all_gather broadcast --transports shm --ranks 2 --sizes 64K,1M,16M --first-touch)
+	@$(if $(BENCH_GLOO),$(if $(BENCH_ARGS),,$(BIN)/python -m bench train))
 
 check: setup
 	@$(BIN)/ruff check --quiet
