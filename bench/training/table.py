@@ -12,7 +12,7 @@ from bench.training.contestants import ALONE, TORCH
 
 @dataclass
 class Measured:
-    """Of one contestant, the slowest rank each: the losses of its first steps, one number a round, and bytes."""
+    """Of one contestant: the losses of its first steps, and of the slowest rank one number a round, and bytes."""
 
     losses: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
@@ -51,6 +51,10 @@ class Row:
     losses: list[float]
     difference: float | None
     """The largest difference of a loss to that of the contestant which all on so many ranks are compared with."""
+    seconds: list[float]
+    """Of a step, one number a round."""
+    seconds_alone: list[float]
+    """Of a step without any communication, likewise."""
 
 
 def rows(measured: Mapping[str, tuple[int, Measured]], tokens: int, cores: int) -> list[Row]:
@@ -72,6 +76,8 @@ def rows(measured: Mapping[str, tuple[int, Measured]], tokens: int, cores: int) 
             waits_milliseconds=median(found.waits) * 1e3 if found.waits and name not in ALONE else None,
             losses=found.losses,
             difference=_difference(found.losses, reference.losses) if reference else None,
+            seconds=found.seconds,
+            seconds_alone=found.alone,
         )  # fmt: skip
         table.append(row)
     return table
