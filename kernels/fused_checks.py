@@ -37,6 +37,7 @@ class Checks:
     def __init__(self, operation: str, **arrays: Array | None) -> None:
         self.operation = operation
         self.arrays = {name: array for name, array in arrays.items() if array is not None}
+        self._spans: dict[str, tuple[int, int]] = {}
         self.on_device = is_device_array(next(iter(self.arrays.values())))
         for name, array in self.arrays.items():
             if not (is_device_array(array) if self.on_device else isinstance(array, np.ndarray)):
@@ -64,28 +65,33 @@ class Checks:
             if not array.flags.c_contiguous:
                 hint = "pass a C-contiguous one, as numpy.ascontiguousarray makes it"
                 raise ValueError(f"{self.operation}: {name} has strides {array.strides}, not contiguous; {hint}")
-            if not (self.on_device or array.flags.aligned):
-                address = f"begins at {array.ctypes.data:#x}, no multiple of {array.dtype.alignment}"
-                raise ValueError(f"{self.operation}: {name} {address}; pass an aligned array")
+            address = _address(array)
+            if address % array.dtype.alignment:
+                begins = f"begins at {address:#x}, no multiple of {array.dtype.alignment}"
+                raise ValueError(f"{self.operation}: {name} {begins}; pass an aligned array")
+            if array.size:
+                self._spans[name] = (address, address + array.nbytes)
         for name in written:
             if name in self.arrays and not self.on_device and not self.arrays[name].flags.writeable:
                 raise ValueError(f"{self.operation}: {name} is read-only; pass a writable array")
 
     def apart(self, written: str, *may_be: str) -> None:
-        """Raise ValueError if the array written shares memory with another; one of `may_be` it may be itself."""
-        if written not in self.arrays:
+        """Raise ValueError if the array written shares memory with another; one of `may_be` it may be itself.
+
+        To be called after `layout`.
+        """
+        if written not in self._spans:
             return
-        target = self.arrays[written]
-        shares: Any = np.may_share_memory if not self.on_device else sys.modules["cupy"].may_share_memory
-        for name, array in self.arrays.items():
-            if name == written or not shares(target, array):
+        begin, end = self._spans[written]
+        for name, (other_begin, other_end) in self._spans.items():
+            if name == written or end <= other_begin or other_end <= begin:
                 continue
             if name not in may_be:
                 raise ValueError(f"{self.operation}: {written} and {name} share memory; pass arrays apart")
-            if _address(array) != _address(target) or array.nbytes != target.nbytes:
+            if (begin, end) != (other_begin, other_end):
                 hint = "pass the same array or arrays apart"
                 raise ValueError(f"{self.operation}: {written} and {name} overlap in part; {hint}")
 
 
 def _address(array: Any) -> int:
-    return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr)
+    return int(array.__array_interface__["data"][0] if isinstance(array, np.ndarray) else array.data.ptr)
