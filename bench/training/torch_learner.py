@@ -94,9 +94,11 @@ class FSDP2(Alone):
         if not self.hushed:
             return super().clip()
         parameters = list(self.model.parameters())
-        norm = get_total_norm([parameter.grad for parameter in parameters])
-        mine = DTensor.from_local(norm.to_local(), self.mesh, [Replicate()], run_check=False)
-        clip_grads_with_norm_(parameters, self.configuration.clip, mine)
+        norm = get_total_norm(
+            [parameter.grad.to_local() for parameter in parameters]
+        )  # a DTensor's is summed up at once
+        everywhere = DTensor.from_local(norm, self.mesh, [Replicate()], run_check=False)
+        clip_grads_with_norm_(parameters, self.configuration.clip, everywhere)
         return None
 
 
