@@ -55,7 +55,6 @@ def job(name, ranks, text):
         threads.join()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_learns_what_one_rank_does(mode, text):
     notes = []
@@ -188,18 +187,24 @@ def test_a_real_run(tmp_path, text):
         assert 0 < row["before_bytes"] <= row["peak_bytes"]
 
 
+def torch_program(name, *arguments, ranks=1):
+    words, variables = command("gloo", ranks)
+    path = os.pathsep.join([str(ROOT), *filter(None, [variables.get("PYTHONPATH")])])
+    program = Path(__file__).parent / "programs" / name
+    return subprocess.run(
+        [*words[:-1], program, *arguments],
+        env={**os.environ, **variables, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+
+needs_torch = pytest.mark.skipif(bool(absent("gloo")), reason=absent("gloo"))
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(bool(absent("gloo")), reason=absent("gloo"))
+@needs_torch
 def test_the_model_of_torch_is_ours():
-    path = os.pathsep.join(filter(None, [str(ROOT), command("gloo", 1)[1].get("PYTHONPATH")]))
-    program = Path(__file__).parent / "programs" / "torch_agrees.py"
-    done = subprocess.run(
-        [sys.executable, program],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = torch_program("torch_agrees.py")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["names"][0] == found["names"][1]
@@ -207,3 +212,11 @@ def test_the_model_of_torch_is_ours():
     assert found["losses"][0] == pytest.approx(found["losses"][1], rel=1e-6)
     for ours, theirs in found["norms"]:
         assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+@pytest.mark.slow
+@needs_torch
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_what_torch_does_hushed_communicates_nothing(name, tmp_path):
+    done = torch_program("torch_is_hushed.py", name, str(tmp_path / "store"), ranks=2)
+    assert done.returncode == 0, done.stdout + done.stderr
