@@ -48,6 +48,9 @@ class Execution:
     finish: Callable[[], None] | None = None
     """Called once when the last task is done."""
     done: bool = False
+    began: float = field(default_factory=time.perf_counter)
+    ended: float = 0.0
+    """Seconds of `time.perf_counter`."""
     error: CommunicationError | None = None
 
     label: bytes = field(init=False)
@@ -149,7 +152,7 @@ class Engine:
             self._post(execution)
             moved = self._reap(execution)
             if execution.remaining == 0:
-                execution.done = True
+                execution.done, execution.ended = True, time.perf_counter()
                 self._retire(execution)
                 if execution.finish is not None:
                     execution.finish()

@@ -251,7 +251,7 @@ class Runner:
             self._timed(name, lambda: engine.wait(execution, seconds))
 
         if async_op:
-            return Work(result, lambda: engine.poll(execution), wait)
+            return Work(result, lambda: engine.poll(execution), wait, lambda: (execution.began, execution.ended))
         wait(None)
         return result
 
@@ -279,7 +279,7 @@ class Runner:
             finish()
 
         if async_op:
-            return Work(result, poll, wait)
+            return Work(result, poll, wait, lambda: pending.interval)
         wait(None)
         return result
 

@@ -17,12 +17,27 @@ class Work(Generic[Result]):
     communicator of the same `init`. The arrays belong to the call until it is done.
     """
 
-    def __init__(self, result: Result, poll: Callable[[], bool], wait: Callable[[float | None], None]) -> None:
-        self._result, self._poll, self._wait = result, poll, wait
+    def __init__(
+        self,
+        result: Result,
+        poll: Callable[[], bool],
+        wait: Callable[[float | None], None],
+        interval: Callable[[], tuple[float, float]],
+    ) -> None:
+        self._result, self._poll, self._wait, self._interval = result, poll, wait, interval
 
     def done(self) -> bool:
         """Advance without waiting; returns whether the result is there. Raises as `wait` does."""
         return self._poll()
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """When this rank made the first step of the call, and the last, in seconds of `time.perf_counter`.
+
+        None before it is done, and for small calls over shared memory, which are not timed.
+        """
+        began, ended = self._interval()
+        return (began, ended) if ended else None
 
     def wait(self, timeout: float | None = None) -> Result:
         """Wait for the result and return it.

@@ -667,9 +667,15 @@ NB_MODULE(_native, module) {
     module.attr("largest_in_slot") = Geometry{1}.slot_payload;
     module.def("board_bytes", &Geometry::most_bytes);
     module.def("stop_background", [] { Background::instance().stop(); });
-    nb::class_<Pending>(module, "Pending").def_prop_ro("done", [](const Pending& pending) {
-        return pending.done.load(std::memory_order_acquire);
-    });
+    nb::class_<Pending>(module, "Pending")
+        .def_prop_ro("interval",
+                     [](const Pending& pending) {
+                         const auto seconds = [](std::chrono::steady_clock::time_point time) {
+                             return std::chrono::duration<double>(time.time_since_epoch()).count();
+                         };
+                         return std::pair(seconds(pending.began), seconds(pending.ended));
+                     })
+        .def_prop_ro("done", [](const Pending& pending) { return pending.done.load(std::memory_order_acquire); });
     nb::class_<Plan>(module, "Plan");
     nb::class_<FixedCall>(module, "FixedCall")
         .def(nb::init<std::shared_ptr<PyGroup>, std::shared_ptr<const Plan>, std::uintptr_t, std::uintptr_t>())

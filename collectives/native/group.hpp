@@ -164,7 +164,11 @@ class Group {
         bool moved = false;
         while (!calls_pending_.empty() && !mismatched_) {
             Call& head = *calls_pending_.front();
-            if (running_.index() == 0) begin(head);
+            const bool timed = head.plan == nullptr || !head.plan->in_slot;
+            if (running_.index() == 0) {
+                begin(head);
+                if (timed) head.began = std::chrono::steady_clock::now();
+            }
             const Progress progress = step();
             if (progress == Progress::blocked) break;
             moved = true;
@@ -172,6 +176,7 @@ class Group {
                 mismatched_ = true;
             } else if (progress == Progress::done) {
                 running_.emplace<std::monostate>();
+                if (timed) head.ended = std::chrono::steady_clock::now();
                 keep_scratch(std::move(head.scratch));
                 head.done.store(true, std::memory_order_release);
                 calls_pending_.pop_front();

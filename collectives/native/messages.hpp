@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -35,6 +36,8 @@ struct Pending {
     Pending& operator=(const Pending&) = delete;
     virtual ~Pending() = default;
     std::atomic<bool> done = false;
+    // Of a collective, once it is done: when its first step was made, and its last. Small ones are not timed.
+    std::chrono::steady_clock::time_point began{}, ended{};
 };
 
 // One posted send or recv.
