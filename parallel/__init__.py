@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from parallel.autograd import Tensor, check_gradients, no_gradient
     from parallel.data import Corpus, load
-    from parallel.data_parallel import DataParallel
-    from parallel.nn import GPT, FlatParameters, GPTConfiguration, Module, Parameter
+    from parallel.data_parallel import DataParallel, Sharding
+    from parallel.nn import GPT, GPTConfiguration, Module, Parameter
     from parallel.optim import AdamW
     from parallel.train import Trainer, TrainingConfiguration
 
@@ -23,8 +23,8 @@ _MODULES = {
     "Corpus": "data",
     "load": "data",
     "DataParallel": "data_parallel",
+    "Sharding": "data_parallel",
     "GPT": "nn",
-    "FlatParameters": "nn",
     "GPTConfiguration": "nn",
     "Module": "nn",
     "Parameter": "nn",
@@ -38,10 +38,10 @@ __all__ = [
     "AdamW",
     "Corpus",
     "DataParallel",
-    "FlatParameters",
     "GPTConfiguration",
     "Module",
     "Parameter",
+    "Sharding",
     "Tensor",
     "Trainer",
     "TrainingConfiguration",

@@ -32,7 +32,13 @@ _HELP = {
     "warmup": "steps until the peak; a cosine to a tenth of it follows (default: 50, at most a tenth of the steps)",
     "weight_decay": "decoupled weight decay of the matrices",
     "clip": "largest gradient norm, 0 for no clipping",
-    "dtype": "float32 or float64",
+    "dropout": "probability with which elements are dropped in training",
+    "dtype": "float32, float64, or bfloat16 and float16 with float32 masters",
+    "zero": "stage of ZeRO: 0 none, 1 shards the optimizer, 2 the gradients too, 3 the parameters too",
+    "replicas": "groups of ranks that each hold one sharded model (HSDP)",
+    "keep_parameters": "with stage 3, keep gathered parameters until backward",
+    "recompute": "keep only the inputs of layers for backward, and compute the rest again",
+    "exact": "sum in an order that depends on no layout: the same bits on any number of ranks",
     "seed": "of weights, data order and sampling",
     "validation_batches": "global batches on which validation is measured",
 }
@@ -77,15 +83,19 @@ def _parser() -> argparse.ArgumentParser:
         "--data", required=True, help="a file, a folder, or stdlib: the sources of Python's standard library"
     )
     for field in fields(TrainingConfiguration):
-        kind = type(field.default)
-        train.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            type=kind,
-            # The default of the warm-up depends on the steps.
-            default=argparse.SUPPRESS if field.name == "warmup" else field.default,
-            metavar="N",
-            help=_HELP[field.name],
-        )
+        flag, kind = f"--{field.name.replace('_', '-')}", type(field.default)
+        if kind is bool:
+            train.add_argument(flag, action="store_true", help=_HELP[field.name])
+            continue
+        # The default of the warm-up depends on the steps.
+        default = argparse.SUPPRESS if field.name == "warmup" else field.default
+        train.add_argument(flag, type=kind, default=default, metavar="N", help=_HELP[field.name])
+    train.add_argument("--save", metavar="FOLDER", help="keep checkpoints there, written while training goes on")
+    train.add_argument("--save-every", type=int, default=100, metavar="N", help="steps between checkpoints")
+    train.add_argument("--keep", type=int, metavar="N", help="checkpoints that are kept; all by default")
+    train.add_argument("--resume", metavar="FOLDER", help="go on from the latest checkpoint there, of any layout")
+    train.add_argument("--trace", metavar="FILE", help="write a Chrome trace of all ranks, for Perfetto")
+    train.add_argument("--trace-plot", metavar="FILE", help="draw the last two steps of the trace")
     train.add_argument(
         "--threads", type=int, metavar="N", help="threads of matrix products a rank; cores over local ranks"
     )
@@ -107,7 +117,9 @@ def _options(arguments: argparse.Namespace) -> Options:
     given = {"warmup": warmup, **vars(arguments)}
     training = TrainingConfiguration(**{field.name: given[field.name] for field in fields(TrainingConfiguration)})
     others = {
-        name: getattr(arguments, name) for name in ("data", "threads", "report", "plot", "generate", "compare_steps")
+        field.name: getattr(arguments, field.name)
+        for field in fields(Options)
+        if field.name not in ("ranks", "training")
     }
     return Options(ranks=parse_layout(arguments.layout), training=training, **others)
 

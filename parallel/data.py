@@ -45,6 +45,11 @@ class Corpus:
                     f"{sequence} and the byte that follows; give more data or a smaller --seq"
                 )
 
+    def digest(self) -> str:
+        """Return the sha256 of both parts."""
+        parts = (hashlib.sha256(part.data).digest() for part in (self.training, self.validation))
+        return hashlib.sha256(b"".join(parts)).hexdigest()
+
     def batch(self, seed: int, step: int, samples: range, sequence: int) -> Bytes:
         """Return training windows (len(samples), sequence + 1) for these global sample numbers."""
         starts = integers(seed, f"data order/{step}", samples.start, samples.stop, bound=len(self.training) - sequence)

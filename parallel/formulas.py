@@ -6,6 +6,10 @@ Bytes are payload bytes sent.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from parallel.data_parallel import Sharding
 
 
 def share(count: int, parts: int, index: int) -> range:
@@ -26,11 +30,122 @@ def all_reduce_bytes(elements: int, itemsize: int, ranks: int) -> int:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that one rank holds for the whole of the training: parameters, gradients, optimizer state."""
+    """Bytes of one rank: for the whole of the training, of the buffers that come and go, and of what is kept for backward.
+
+    `optimizer`: the moments, and the masters where parameters are kept in 16 bits.
+    """
 
     parameters: int
     gradients: int
     optimizer: int
+    temporary: int = 0
+    activations: int = 0
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What Memory must be; None where no formula is given."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    temporary: int | None
+    activations: int | None
+
+
+@dataclass(frozen=True)
+class Call:
+    """A collective that every unit takes part in: on which axis, of what, and how often in a step."""
+
+    axis: str
+    collective: str
+    times: int
+    what: str = "whole"
+    computes: bool = False
+    updates: bool = False
+
+    def elements(self, whole: int, shard: int, nodes: int, group_nodes: int) -> int:
+        """Of the whole buffer, as `Communicator.explain` counts it."""
+        return {"whole": whole, "shard": shard, "nodes": whole * nodes, "groups": shard * group_nodes}[self.what]
+
+    def itemsize(self, sharding: Sharding) -> int:
+        """Bytes of an element."""
+        return (sharding.compute if self.computes else sharding.storage).itemsize
+
+
+def step_calls(stage: int, exact: bool, micro_batches: int, reshard: bool, replicas: int) -> list[Call]:
+    """Return the collectives of one step.
+
+    Stage 0 is AR; stage 1 RS + AG; stage 2 M·RS + AG; stage 3 M·(2·AG + RS), or M·(AG + RS) where parameters are kept after
+    forward (Rajbhandari 2020, arXiv 1910.02054, section 7); with replicas one AR of the shard among them besides. Summing in
+    a fixed tree (exact) takes an all_to_all of the tree's nodes in place of the reductions, and an AG for stage 0.
+    """
+    calls = []
+    if stage in (1, 2):
+        calls.append(Call("gather", "all_gather", 1, updates=True))
+    elif stage == 3:
+        calls.append(Call("gather", "all_gather", micro_batches * (2 if reshard else 1)))
+    if exact:
+        calls.append(Call("reduce", "all_to_all", 1, "nodes", computes=True))
+        if replicas > 1:
+            calls.append(Call("replicate", "all_gather", 1, "groups", computes=True))
+        if stage == 0:
+            calls.append(Call("gather", "all_gather", 1, computes=True))
+        return calls
+    if stage == 0:
+        calls.append(Call("reduce", "all_reduce", 1))
+    else:
+        calls.append(Call("reduce", "reduce_scatter", micro_batches if stage > 1 else 1))
+    if replicas > 1:
+        calls.append(Call("replicate", "all_reduce", 1, "shard"))
+    return calls
+
+
+def model_state(stage: int, parts: int, elements: int, storage: int, compute: int) -> Memory:
+    """Return what a rank holds of `elements` parameters (padded) in `parts` parts; item sizes in bytes.
+
+    With Adam: 16 bytes a parameter in float32, and 2 + 2 + 12 in 16 bits with float32 masters. Stage 1 divides the optimizer's
+    part, stage 2 the gradients too, stage 3 all (Rajbhandari 2020, arXiv 1910.02054, section 5).
+    """
+    masters = compute if storage != compute else 0
+    return Memory(
+        elements * storage // (parts if stage == 3 else 1),
+        elements * storage // (parts if stage >= 2 else 1),
+        elements * (2 * compute + masters) // (parts if stage >= 1 else 1),
+    )
+
+
+def temporary_bytes(stage: int, rest: int, block: int, layers: int, micro_batches: int, parts: int) -> int:
+    """Return the bytes of the buffers that come and go; `rest`, `block`: of the whole units.
+
+    Stages 2 and 3 keep the gradient of what is no block during all of backward, that of the block in work, and that of
+    the one before, which is being reduced; after the first micro-batch what is reduced goes to a buffer of a part. Stage 3
+    has the parameters of the rest, the block in work, and the next one besides.
+    """
+    if stage < 2:
+        return 0
+    parts_of = (rest + min(2, layers) * block) // parts if micro_batches > 1 else 0
+    if stage == 2:
+        return rest + min(2, layers) * block + parts_of
+    return 2 * rest + min(layers + 1, 4) * block + parts_of
+
+
+def activations(layers: int, hidden: int, heads: int, sequence: int, samples: int, item: int, recompute: bool) -> int:
+    """Return the bytes that records keep for backward at their most, for `samples` sequences at once.
+
+    A layer keeps 16·N·D elements for N tokens: the input of both normalisations and what they make, queries, keys and values,
+    the attention's result, and the hidden layer before and after GELU (4·D each); besides, 4·N means and deviations and
+    H·N·S attention weights. With recomputation it keeps its input, N·D, and one layer at a time the rest; the model's ends
+    keep the tokens, the last normalisation's input and result, and the gradient of the logits.
+    """
+    tokens = samples * sequence
+    x = tokens * hidden * item
+    layer = 16 * x + (4 * tokens + heads * tokens * sequence) * item
+    inputs = samples * (sequence + 1) * 8 + sequence * 8  # whole numbers of 64 bits: windows, and positions
+    head = 2 * x + (2 * tokens + 256 * tokens) * item
+    if not recompute:
+        return layers * layer + inputs + head
+    return layers * x + inputs + max(head, layer - x)
 
 
 def gpt_parameters(layers: int, hidden: int, sequence: int, vocabulary: int = 256) -> int:
@@ -40,8 +155,3 @@ def gpt_parameters(layers: int, hidden: int, sequence: int, vocabulary: int = 25
     biases and normalisation parameters; the embeddings have a vector for every token and position.
     """
     return layers * (12 * hidden + 13) * hidden + (vocabulary + sequence + 2) * hidden
-
-
-def data_parallel_memory(parameters: int, itemsize: int) -> Memory:
-    """Return what a rank holds under data parallelism with Adam: 16 bytes a parameter in float32."""
-    return Memory(parameters * itemsize, parameters * itemsize, 2 * parameters * itemsize)

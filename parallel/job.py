@@ -9,6 +9,7 @@ import re
 import resource
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -16,19 +17,22 @@ from typing import cast
 import numpy as np
 
 from collectives import Communicator
-from collectives.select import LARGE_MESSAGE
+from parallel.autograd import Array
+from parallel.checkpoint import CheckpointError, Saver
 from parallel.data import Corpus, DataError, load, unigram_loss
-from parallel.formulas import all_reduce_bytes, data_parallel_memory, gpt_parameters
+from parallel.formulas import Memory, Prediction, gpt_parameters, model_state
 from parallel.progress import start
 from parallel.report import (
     ReportError,
     Traffic,
     check_plotting,
     check_writable,
+    memory_table,
     plot,
     traffic_table,
     write_json,
 )
+from parallel.timeline import Event, Timeline, chrome_trace, draw, gather, last_steps
 from parallel.train import (
     ConfigurationError,
     DivergenceError,
@@ -36,11 +40,14 @@ from parallel.train import (
     Trainer,
     TrainingConfiguration,
     blas_threads,
+    generate,
+    to_host,
 )
 
 USAGE_ERROR = 2
-# How far the losses of several ranks may lie from those of one: absolute in float32, relative in float64.
-TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
+# How far the losses of several ranks may lie from those of one: relative in float64, else absolute. Gradients of 16 bits are
+# rounded on every rank before they are added up.
+TOLERANCE = {"float32": 1e-5, "float64": 1e-12, "bfloat16": 3e-2, "float16": 1e-2}
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,12 @@ class Options:
     plot: str | None = None
     generate: int = 0
     compare_steps: int = 0
+    save: str | None = None
+    save_every: int = 100
+    keep: int | None = None
+    resume: str | None = None
+    trace: str | None = None
+    trace_plot: str | None = None
 
 
 def complain(text: str) -> None:
@@ -72,12 +85,21 @@ def prepare(options: Options, *, writes: bool = True) -> Corpus:
     for name in ("generate", "compare_steps"):
         if getattr(options, name) < 0:
             raise ConfigurationError(f"--{name.replace('_', '-')} must be at least 0, got {getattr(options, name)}")
+    if options.save_every < 1:
+        raise ConfigurationError(f"--save-every must be at least 1, got {options.save_every}")
+    if options.keep is not None and options.keep < 1:
+        raise ConfigurationError(f"--keep must be at least 1, got {options.keep}")
+    if options.trace_plot is not None and options.trace is None:
+        raise ConfigurationError("--trace-plot draws what --trace has recorded: give --trace FILE as well")
     if options.threads is not None and options.threads < 1:
         raise ConfigurationError(f"--threads must be at least 1, got {options.threads}")
     if options.report is not None and writes:
         check_writable(options.report, "--report")
-    if options.plot is not None and writes:
-        check_plotting(options.plot)
+    if options.trace is not None and writes:
+        check_writable(options.trace, "--trace")
+    for path, flag in ((options.plot, "--plot"), (options.trace_plot, "--trace-plot")):
+        if path is not None and writes:
+            check_plotting(path, flag)
     _check_memory(options)
     corpus = load(options.data)
     corpus.check(options.training.seq)
@@ -87,11 +109,12 @@ def prepare(options: Options, *, writes: bool = True) -> Corpus:
 def _check_memory(options: Options) -> None:
     """Raise ConfigurationError if what a rank holds in any case is more than this machine has in all."""
     c = options.training
-    itemsize = np.dtype(c.dtype).itemsize
+    storage, itemsize = c.sharding.storage.itemsize, c.sharding.compute.itemsize
     parameters = gpt_parameters(c.layers, c.hidden, c.seq)
+    state = model_state(c.zero, options.ranks // c.replicas, parameters, storage, itemsize)
     logits = c.batch // options.ranks // c.micro_batches * c.seq * 256 * itemsize
     windows = max(1, c.validation_batches) * c.batch // options.ranks * (c.seq + 1) * 8
-    needed = sum(astuple(data_parallel_memory(parameters, itemsize))) + logits + windows
+    needed = sum(astuple(state)) + logits + windows
     installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else needed
     if needed > installed:
         raise ConfigurationError(
@@ -124,9 +147,10 @@ def run(options: Options, communicator: Communicator) -> int:
         try:
             result = _train(options, corpus, communicator)
             if communicator.rank:
-                return 0 if result.traffic["dp"].exact else 1
+                return 0 if all(traffic.exact for traffic in result.traffic.values()) else 1
             return _conclude(options, corpus, result)
-        except DivergenceError as error:  # on every rank alike, so that one message says it all
+        # On every rank alike, so that one message says it all.
+        except (DivergenceError, CheckpointError, ConfigurationError) as error:
             if communicator.rank == 0:
                 complain(str(error))
             return 1
@@ -167,54 +191,65 @@ class _Result:
     trainer: Trainer
     alone: Communicator
     steps: list[Step]
+    first: int
     validation: tuple[float, float]
     weights_sha256: str
     traffic: dict[str, Traffic]
+    memory: tuple[Memory, Prediction]
     peak_resident: list[int]
+    weights: dict[str, Array]
+    events: list[list[Event]]
 
 
 def _train(options: Options, corpus: Corpus, communicator: Communicator) -> _Result:
     c, ranks = options.training, options.ranks
-    axes = {"dp": communicator.dup(), "metrics": communicator.dup()}
     alone = cast("Communicator", communicator.split(communicator.rank))
-    trainer = Trainer(c, corpus, axes["dp"], axes["metrics"])
+    timeline = Timeline()
+    trainer = Trainer(c, corpus, communicator, timeline if options.trace else None)
+    if options.resume:
+        trainer.restore(options.resume)
     talks = communicator.rank == 0
     if talks:
         print(
-            f"{trainer.parameters.size:,} parameters on {ranks} ranks, {c.dtype}; "
+            f"{trainer.model.parameter_count():,} parameters on {ranks} ranks, ZeRO stage {c.zero}, {c.dtype}; "
             f"{len(corpus.training):,} bytes to train on, {len(corpus.validation):,} to validate, "
             f"from {corpus.files:,} files ({options.data})",
             flush=True,
         )
+        if options.resume:
+            print(f"continuing after step {trainer.steps} of {options.resume}", flush=True)
     before = trainer.validate()
-    steps = []
-    if talks:
-        with start(c.steps, c.batch * c.seq) as progress:
-            for _ in range(c.steps):
-                steps.append(trainer.step())
+    first, steps = trainer.steps, []
+    with ExitStack() as stack:
+        progress = stack.enter_context(start(c.steps - first, c.batch * c.seq)) if talks else None
+        saver = stack.enter_context(Saver(options.save, trainer.files, keep=options.keep)) if options.save else None
+        while trainer.steps < c.steps:
+            steps.append(trainer.step())
+            if progress is not None:
                 progress.update(steps[-1])
-    else:
-        steps = [trainer.step() for _ in range(c.steps)]
+            if saver is not None and (trainer.steps % options.save_every == 0 or trainer.steps == c.steps):
+                saver.start(trainer.pieces(), trainer.metadata(), trainer.steps)
     after = trainer.validate()
-    sent = {name: axis.stats.bytes_sent for name, axis in axes.items()}
-    gradients = trainer.parameters.gradients
-    mine = np.array([sent["dp"], sent["metrics"], _peak_resident()], np.int64)
-    everyone = communicator.all_gather(mine)
-    formula = {
-        "dp": [c.steps * n for n in axes["dp"].explain("all_reduce", gradients.nbytes, dtype=c.dtype).bytes_sent],
-        # One float64 a step, and one a validation.
-        "metrics": [(c.steps + 2) * n for n in axes["metrics"].explain("all_reduce", 8, dtype="float64").bytes_sent],
-    }
+    sent, expected = trainer.traffic(), trainer.expected_traffic(2)
+    memory, predicted = trainer.memory(), trainer.expected_memory()
+    mine = [*sent.values(), *(expected.get(name, sent[name]) for name in sent), _peak_resident()]
+    everyone = communicator.all_gather(np.array(mine, np.int64))
+    count = len(sent)
     traffic = {
-        name: Traffic(tuple(int(n) for n in everyone[:, column]), tuple(formula[name]))
-        for column, name in enumerate(axes)
+        name: Traffic(tuple(int(n) for n in everyone[:, i]), tuple(int(n) for n in everyone[:, count + i]))
+        for i, name in enumerate(sent)
+        if everyone[:, i].any() or everyone[:, count + i].any() or name == "reduce"
     }
-    digest = trainer.weights_sha256()
-    return _Result(trainer, alone, steps, (before, after), digest, traffic, [int(n) for n in everyone[:, 2]])
+    weights = {name: to_host(data).copy() for name, data in trainer.replica.parameters()} if options.generate else {}
+    events = gather(timeline, communicator) if options.trace else []
+    return _Result(
+        trainer, alone, steps, first, (before, after), trainer.weights_sha256(), traffic,
+        (memory, predicted), [int(n) for n in everyone[:, -1]], weights, events,
+    )  # fmt: skip
 
 
 def _conclude(options: Options, corpus: Corpus, result: _Result) -> int:
-    c, losses, failures = options.training, [step.loss for step in result.steps], []
+    c, losses = options.training, [step.loss for step in result.steps]
     unigram = unigram_loss(corpus)
     before, after = result.validation
     seconds = sum(step.seconds for step in result.steps)
@@ -226,27 +261,22 @@ def _conclude(options: Options, corpus: Corpus, result: _Result) -> int:
     )
     print(f"weights sha256 {result.weights_sha256}{', the same on all ranks' if options.ranks > 1 else ''}")
     print(f"\nBytes sent, {c.steps} steps:\n{traffic_table(result.traffic)}", flush=True)
-    dp = result.traffic["dp"]
-    for rank, (measured, formula) in enumerate(zip(dp.measured, dp.formula, strict=True)):
-        if measured != formula:
-            failures.append(f"rank {rank} sent {measured:,} bytes on axis dp, but the formula says {formula:,}")
-    gradients = result.trainer.parameters.gradients
-    expected = c.steps * all_reduce_bytes(gradients.size, gradients.itemsize, options.ranks)
-    if gradients.nbytes >= LARGE_MESSAGE and sum(dp.measured) != expected:
-        failures.append(
-            f"all ranks sent {sum(dp.measured):,} bytes on axis dp, but 2·(p − 1)·gradients is {expected:,}"
-        )
+    memory, predicted = result.memory
+    print(f"\nMemory of rank 0:\n{memory_table(memory, predicted, result.peak_resident[0])}", flush=True)
+    failures = _differences(result)
     comparison = None
     if options.compare_steps:
-        count = min(options.compare_steps, c.steps)
-        alone = Trainer(c, corpus, result.alone, result.alone)
-        comparison = Comparison.of(losses[:count], [alone.step().loss for _ in range(count)], c.dtype)
+        count = min(options.compare_steps, len(losses))
+        alone = Trainer(replace(c, zero=0, replicas=1), corpus, result.alone)
+        for _ in range(result.first):
+            alone.step()
+        comparison = Comparison.of(losses[:count], [alone.step().loss for _ in range(count)], c.dtype, c.exact)
         print(f"\n{comparison}", flush=True)
         if not comparison.equal:
             failures.append(str(comparison))
     if options.generate:
         began = time.perf_counter()
-        passage = result.trainer.generate(options.generate).decode("utf-8", "replace")
+        passage = generate(result.weights, c, options.generate).decode("utf-8", "replace")
         printable = "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in passage)
         print(
             f"\n{options.generate} generated bytes ({time.perf_counter() - began:.1f} s):\n{printable}\n",
@@ -256,6 +286,12 @@ def _conclude(options: Options, corpus: Corpus, result: _Result) -> int:
         single = comparison.losses if comparison else []
         plot(options.plot, losses, options.ranks, single, result.validation, unigram)
         print(f"wrote {options.plot}")
+    if options.trace:
+        write_json(options.trace, chrome_trace(result.events))
+        print(f"wrote {options.trace}")
+        if options.trace_plot:
+            draw(options.trace_plot, last_steps(result.events, 2), f"Two steps, dp{options.ranks}, ZeRO stage {c.zero}")
+            print(f"wrote {options.trace_plot}")
     if options.report:
         write_json(options.report, _document(options, corpus, result, comparison, unigram))
         print(f"wrote {options.report}")
@@ -263,6 +299,21 @@ def _conclude(options: Options, corpus: Corpus, result: _Result) -> int:
     for failure in failures:
         complain(failure)
     return 1 if failures else 0
+
+
+def _differences(result: _Result) -> list[str]:
+    """What was measured and is not what the formulas say, in words."""
+    failures = []
+    for axis, traffic in result.traffic.items():
+        for rank, (measured, formula) in enumerate(zip(traffic.measured, traffic.formula, strict=True)):
+            if measured != formula:
+                failures.append(f"rank {rank} sent {measured:,} bytes on axis {axis}, but the formula says {formula:,}")
+    memory, predicted = result.memory
+    for kind, expected in asdict(predicted).items():
+        found = getattr(memory, kind)
+        if expected is not None and expected != found:
+            failures.append(f"rank 0 holds {found:,} bytes of {kind}, but the formula says {expected:,}")
+    return failures
 
 
 @dataclass(frozen=True)
@@ -275,11 +326,11 @@ class Comparison:
     relative: bool
 
     @classmethod
-    def of(cls, several: list[float], one: list[float], dtype: str) -> Comparison:
-        """Compare losses step by step, absolutely in float32 and relative to the loss in float64."""
+    def of(cls, several: list[float], one: list[float], dtype: str, exact: bool = False) -> Comparison:
+        """Compare losses step by step, relative to the loss in float64 and absolutely else; `exact`: every bit."""
         relative = dtype == "float64"
         differences = [abs(a - b) / (abs(b) if relative else 1.0) for a, b in zip(several, one, strict=True)]
-        return cls(one, float(np.max(differences)), TOLERANCE[dtype], relative)
+        return cls(one, float(np.max(differences)), 0.0 if exact else TOLERANCE[dtype], relative)
 
     @property
     def equal(self) -> bool:
@@ -297,7 +348,7 @@ class Comparison:
 def _document(
     options: Options, corpus: Corpus, result: _Result, comparison: Comparison | None, unigram: float
 ) -> dict[str, object]:
-    parameters = result.trainer.parameters
+    memory, predicted = result.memory
     return {
         "configuration": {
             "layout": f"dp{options.ranks}",
@@ -311,7 +362,9 @@ def _document(
             "training_bytes": len(corpus.training),
             "validation_bytes": len(corpus.validation),
         },
-        "parameters": parameters.size,
+        "parameters": result.trainer.model.parameter_count(),
+        "parameters_padded": sum(unit.layout.padded for unit in result.trainer.replica.units),
+        "first_step": result.first,
         "losses": [step.loss for step in result.steps],
         "validation_loss_before": result.validation[0],
         "validation_loss": result.validation[1],
@@ -319,8 +372,8 @@ def _document(
         "weights_sha256": result.weights_sha256,
         "bytes": {axis: traffic.document() for axis, traffic in result.traffic.items()},
         "memory": {
-            "measured": asdict(result.trainer.memory()),
-            "formula": asdict(data_parallel_memory(parameters.size, parameters.values.itemsize)),
+            "measured": asdict(memory),
+            "formula": asdict(predicted),
             "peak_resident": result.peak_resident,
         },
         "step_seconds": [step.seconds for step in result.steps],

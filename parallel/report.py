@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from parallel.formulas import Memory, Prediction
 
 
 class ReportError(ValueError):
@@ -54,17 +56,17 @@ def check_writable(path: str, flag: str) -> None:
         raise ReportError(f"{flag} {path}: cannot write in {folder}: {error.strerror}") from error
 
 
-def check_plotting(path: str) -> None:
+def check_plotting(path: str, flag: str = "--plot") -> None:
     """Raise ReportError unless `plot` can make a file at `path`."""
     try:
         import matplotlib as mpl  # noqa: F401
     except ImportError as error:
         raise ReportError(
-            f"--plot {path}: matplotlib is missing; install the extra 'train', or leave --plot out"
+            f"{flag} {path}: matplotlib is missing; install the extra 'train', or leave {flag} out"
         ) from error
     if Path(path).suffix not in (".png", ".svg", ".pdf"):
-        raise ReportError(f"--plot {path}: the name must end in .png, .svg or .pdf")
-    check_writable(path, "--plot")
+        raise ReportError(f"{flag} {path}: the name must end in .png, .svg or .pdf")
+    check_writable(path, flag)
 
 
 def write_json(path: str, document: Mapping[str, Any]) -> None:
@@ -89,9 +91,26 @@ def traffic_table(axes: Mapping[str, Traffic]) -> str:
         for rank, (measured, formula) in enumerate(zip(traffic.measured, traffic.formula, strict=True)):
             verdict = "equal" if measured == formula else f"differs by {measured - formula:+,}"
             rows.append((axis, str(rank), f"{measured:,}", f"{formula:,}", verdict))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return _table(rows)
+
+
+def memory_table(measured: Memory, predicted: Prediction, peak_resident: int) -> str:
+    """Return a table of the bytes that a rank holds, beside the formula's, and the most that its process ever held."""
+    rows = [("kind", "bytes", "formula", "")]
+    for kind, found in asdict(measured).items():
+        formula = getattr(predicted, kind)
+        verdict = "" if formula is None else "equal" if formula == found else f"differs by {found - formula:+,}"
+        rows.append((kind, f"{found:,}", "" if formula is None else f"{formula:,}", verdict))
+    rows.append(("peak resident", f"{peak_resident:,}", "", "with Python and its libraries"))
+    return _table(rows)
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Columns flush right, the last one flush left."""
+    last = len(rows[0]) - 1
+    widths = [max(len(row[column]) for row in rows) for column in range(last)]
     return "\n".join(
-        "  ".join(["", *(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[4]]).rstrip()
+        "  ".join(["", *(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[last]]).rstrip()
         for row in rows
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -23,10 +24,15 @@ class Steps(Protocol):
         ...
 
 
-Mode = Callable[[TrainingConfiguration, Corpus, cc.Communicator, cc.Communicator], Steps]
+Mode = Callable[[TrainingConfiguration, Corpus, cc.Communicator], Steps]
 
-MODES: Final[dict[str, Mode]] = {"zero0": Trainer}
-"""Contestant -> what trains so, from the configuration, the corpus, and the communicators for gradients and for losses."""
+
+def _stage(number: int) -> Mode:
+    return lambda configuration, corpus, world: Trainer(replace(configuration, zero=number), corpus, world)
+
+
+MODES: Final[dict[str, Mode]] = {f"zero{number}": _stage(number) for number in range(4)}
+"""Contestant -> what trains so, from the configuration, the corpus, and the communicator."""
 
 
 def join(name: str) -> Contestant:
@@ -45,8 +51,9 @@ def contestant(name: str, world: cc.Communicator) -> Contestant:
 
 
 def _build(mode: Mode, world: cc.Communicator, configuration: TrainingConfiguration, corpus: Corpus) -> Learner:
-    axes: tuple[Any, Any] = (Hushable(world.dup()), Hushable(world.dup()))
-    trainer = mode(configuration, corpus, *axes)
+    switch = Switch()
+    hushable: Any = Hushable(world, switch)
+    trainer = mode(configuration, corpus, hushable)
 
     def step() -> tuple[float, float | None]:
         with np.errstate(all="ignore"):
@@ -54,8 +61,7 @@ def _build(mode: Mode, world: cc.Communicator, configuration: TrainingConfigurat
         return done.loss, done.communication_seconds
 
     def hush(hushed: bool) -> None:
-        for axis in axes:
-            axis.hushed = hushed
+        switch.hushed = hushed
 
     return Learner(step, hush)
 
@@ -73,41 +79,33 @@ _HUSHED: Final[dict[str, Callable[..., Any]]] = {
 """What a collective that carries nothing returns: memory of the right size, whose content is of some step before."""
 
 
-class Hushable:
-    """A communicator whose collectives carry nothing while it is hushed."""
+@dataclass
+class Switch:
+    """Whether communicators are hushed."""
 
-    def __init__(self, comm: cc.Communicator) -> None:
-        self._comm, self.hushed = comm, False
+    hushed: bool = False
+
+
+class Hushable:
+    """A communicator whose collectives carry nothing while its switch says so; what is split from it is so too."""
+
+    def __init__(self, comm: cc.Communicator, switch: Switch) -> None:
+        self._comm, self._switch = comm, switch
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._comm, name)
-        if name in _HUSHED and self.hushed:
+        if name in _HUSHED and self._switch.hushed:
             return partial(self._nothing, name)
-        return partial(self._plan, found) if name.startswith("plan_") else found
+        return getattr(self._comm, name)
+
+    def split(self, color: int | None, key: int = 0) -> Hushable | None:
+        """As a communicator's."""
+        group = self._comm.split(color, key)
+        return None if group is None else Hushable(group, self._switch)
+
+    def dup(self) -> Hushable:
+        """As a communicator's."""
+        return Hushable(self._comm.dup(), self._switch)
 
     def _nothing(self, name: str, *arguments: Any, async_op: bool = False, **others: Any) -> Any:
         result = _HUSHED[name](self._comm, *arguments, **others)
-        return cc.Work(result, lambda: True, lambda timeout: None) if async_op else result
-
-    def _plan(self, plan: Callable[..., Any], *arguments: Any, **others: Any) -> _Plan:
-        return _Plan(self, plan(*arguments, **others))
-
-
-class _Plan:
-    """A planned call that does nothing while its communicator is hushed."""
-
-    def __init__(self, comm: Hushable, planned: Any) -> None:
-        self._comm, self._planned = comm, planned
-
-    def __call__(self) -> Any:
-        return None if self._comm.hushed else self._planned()
-
-    def start(self) -> None:
-        if not self._comm.hushed:
-            self._planned.start()
-
-    def wait(self, timeout: float | None = None) -> Any:
-        return None if self._comm.hushed else self._planned.wait(timeout)
-
-    def done(self) -> bool:
-        return self._comm.hushed or bool(self._planned.done())
+        return cc.Work(result, lambda: True, lambda timeout: None, lambda: (0.0, 0.0)) if async_op else result

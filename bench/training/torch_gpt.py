@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from parallel.nn import GPT, FlatParameters, GPTConfiguration
+from parallel.nn import GPT, GPTConfiguration
 
 
 class Attention(nn.Module):
@@ -68,12 +69,12 @@ class TorchGPT(nn.Module):
 
 def initialise(model: TorchGPT, shape: GPTConfiguration, seed: int) -> None:
     """Give the model the first weights that ours has."""
-    ours = FlatParameters(GPT(shape), "float32")
-    ours.initialise(seed)
+    ours = dict(GPT(shape).named_parameters())
     width, size = shape.hidden, shape.hidden // shape.heads
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            values = torch.from_numpy(ours.named[name].data)
+            ours[name].name = name
+            values = torch.from_numpy(ours[name].initial_values(seed, 0, ours[name].size).astype(np.float32))
             if ".packed." in name:  # rows in the order (head, query | key | value); here it is the other way round
                 values = values.view(shape.heads, 3, size, -1).transpose(0, 1).reshape(3 * width, -1)
             parameter.copy_(values.reshape(parameter.shape))

@@ -1,7 +1,16 @@
 """Reverse-mode automatic differentiation on numpy or cupy arrays."""
 
 from parallel.autograd.check import GradientError, check_gradients
-from parallel.autograd.tensor import Array, Operation, Tensor, array_module, no_gradient
+from parallel.autograd.recompute import recompute
+from parallel.autograd.tensor import (
+    Array,
+    Operation,
+    SavedBytes,
+    Tensor,
+    array_module,
+    count_saved_bytes,
+    no_gradient,
+)
 from parallel.autograd.vjps import TABLE
 
 __all__ = [
@@ -9,8 +18,11 @@ __all__ = [
     "Array",
     "GradientError",
     "Operation",
+    "SavedBytes",
     "Tensor",
     "array_module",
     "check_gradients",
+    "count_saved_bytes",
     "no_gradient",
+    "recompute",
 ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -22,6 +23,7 @@ VectorJacobianProduct: TypeAlias = Callable[[Array, Saved], Array]
 # Per context, hence per thread: ranks that live as threads of one process do not switch each other's
 # recording off.
 _recording: ContextVar[bool] = ContextVar("recording", default=True)
+_saved_bytes: ContextVar[SavedBytes | None] = ContextVar("saved_bytes", default=None)
 _node_numbers = count()
 
 
@@ -30,15 +32,25 @@ def array_module(array: Array) -> Any:
     return np if isinstance(array, np.ndarray) else sys.modules[type(array).__module__.partition(".")[0]]
 
 
+class Sink(Protocol):
+    """Who looks after the gradients of a leaf."""
+
+    def place(self, leaf: Tensor) -> Array:
+        """The array that the leaf's first part of a gradient is to be written to."""
+
+    def complete(self, leaf: Tensor) -> None:
+        """A `backward` has added its last part to the gradient of the leaf."""
+
+
 class Tensor:
     """An array in a differentiable computation.
 
     Arguments: `data`, the array; `requires_gradient`, true for a leaf whose gradient `backward` should
-    accumulate. `gradient` is None until the first `backward`, unless somebody put an array there: gradients
-    are then added to it.
+    accumulate. `gradient` is None until the first `backward`; later ones are added to it. A leaf may have a
+    `sink`, which says where its gradient lies and learns when it is complete.
     """
 
-    __slots__ = ("data", "gradient", "node", "requires_gradient")
+    __slots__ = ("data", "gradient", "node", "requires_gradient", "sink")
 
     data: Array
 
@@ -47,6 +59,7 @@ class Tensor:
         self.requires_gradient = requires_gradient
         self.gradient: Array | None = None
         self.node: Node | None = None
+        self.sink: Sink | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -70,18 +83,28 @@ class Tensor:
                     f"backward on shape {self.shape} wants a gradient of that shape, only a scalar has one"
                 )
             gradient = array_module(self.data).ones_like(self.data)
+        nodes, uses = _consumers_first(self.node)
         pending: dict[Node, Array] = {self.node: gradient}
-        for node in _consumers_first(self.node):
+        for node in nodes:
             _pull_back(node, pending.pop(node), pending)
+            for source in node.sources:
+                if isinstance(source, Tensor):
+                    uses[source] -= 1
+                    if uses[source] == 0 and source.sink is not None:
+                        source.sink.complete(source)
         self.node = None
 
 
 @dataclass(eq=False, slots=True)
 class Node:
-    """One recorded application of an operation: its inputs, and what its vector-Jacobian products need."""
+    """One recorded application of an operation: where its inputs come from, and what its products need.
+
+    A source is the node that made the input, or a leaf that requires a gradient, or None for an input that
+    does not. The inputs' arrays live on only where `saved` holds them.
+    """
 
     operation: Operation
-    inputs: tuple[Tensor, ...]
+    sources: tuple[Node | Tensor | None, ...]
     saved: Saved | None
     number: int = field(default_factory=lambda: next(_node_numbers))
 
@@ -90,10 +113,11 @@ class Node:
 class Operation:
     """A differentiable operation: how to compute it, and a vector-Jacobian product for each input.
 
-    `forward(*arrays, **options)` returns the result and what is to be saved; `vjps[i](gradient, saved)`
-    returns the gradient of input i, from the gradient of the result. A product returns `gradient` itself or
-    an array that is nobody else's, and may overwrite saved arrays if it is the only one of its row; no one
-    writes into the array `gradient`.
+    `forward(*tensors, **options)` returns the result's array and what is to be saved: arrays, and leaves
+    themselves, whose data may lie elsewhere by the time of the products. `vjps[i](gradient, saved)` returns
+    the gradient of input i, from the gradient of the result. A product returns `gradient` itself or an array
+    that is nobody else's, and may overwrite saved arrays if it is the only one of its row; no one writes into
+    the array `gradient`.
     """
 
     name: str
@@ -104,55 +128,132 @@ class Operation:
         """Apply the operation, and record it when recording is on and an input requires a gradient."""
         if len(inputs) != len(self.vjps):
             raise TypeError(f"{self.name} takes {len(self.vjps)} tensors, got {len(inputs)}")
-        data, saved = self.forward(*(tensor.data for tensor in inputs), **options)
+        data, saved = self.forward(*inputs, **options)
         result = Tensor(data)
         if _recording.get() and any(tensor.requires_gradient for tensor in inputs):
             result.requires_gradient = True
-            result.node = Node(self, inputs, saved)
+            result.node = Node(self, tuple(_source(tensor) for tensor in inputs), saved)
+            if (ledger := _saved_bytes.get()) is not None:
+                ledger.add(saved)
         return result
 
 
+def _source(tensor: Tensor) -> Node | Tensor | None:
+    return (tensor.node or tensor) if tensor.requires_gradient else None
+
+
+class SavedBytes:
+    """Counts the bytes of the arrays that records keep alive for their products, each array once.
+
+    `peak`: the most there were at any time since it was set last.
+    """
+
+    def __init__(self) -> None:
+        self._users: dict[int, int] = {}
+        self.now = self.peak = 0
+
+    def add(self, saved: Saved) -> None:
+        """A record begins to hold these."""
+        for array in map(_owner, _arrays(saved)):
+            users = self._users.get(id(array), 0)
+            self._users[id(array)] = users + 1
+            if users == 0:
+                self.now += array.nbytes
+        self.peak = max(self.peak, self.now)
+
+    def remove(self, saved: Saved) -> None:
+        """The record lets go of them."""
+        for array in map(_owner, _arrays(saved)):
+            self._users[id(array)] -= 1
+            if self._users[id(array)] == 0:
+                del self._users[id(array)]
+                self.now -= array.nbytes
+
+
+def _arrays(saved: Saved) -> Iterator[Array]:
+    return (item for item in saved if hasattr(item, "nbytes") and getattr(item, "ndim", 0) > 0)
+
+
+def _owner(array: Array) -> Array:
+    while getattr(array, "base", None) is not None and hasattr(array.base, "nbytes"):
+        array = array.base
+    return array
+
+
 @contextmanager
-def no_gradient() -> Iterator[None]:
-    """Record nothing in this block: evaluation then keeps no intermediate arrays alive."""
-    token = _recording.set(False)
+def count_saved_bytes(ledger: SavedBytes) -> Iterator[None]:
+    """Count in `ledger` what is saved in this block, until `backward` has freed it."""
+    token = _saved_bytes.set(ledger)
+    try:
+        yield
+    finally:
+        _saved_bytes.reset(token)
+
+
+@contextmanager
+def recording(on: bool = True) -> Iterator[None]:
+    """Record operations in this block, or not, whatever holds outside it."""
+    token = _recording.set(on)
     try:
         yield
     finally:
         _recording.reset(token)
 
 
-def _consumers_first(root: Node) -> list[Node]:
-    """All nodes that `root` depends on, each after those that use it: youngest first, as inputs are older."""
-    found, stack = {root}, [root]
+def is_recording() -> bool:
+    """Whether operations are recorded here."""
+    return _recording.get()
+
+
+def no_gradient() -> AbstractContextManager[None]:
+    """Record nothing in this block: evaluation then keeps no intermediate arrays alive."""
+    return recording(False)
+
+
+def _consumers_first(root: Node) -> tuple[list[Node], Counter[Tensor]]:
+    """All nodes that `root` depends on, each after those that use it, and how often each leaf is used.
+
+    Youngest first, as inputs are older.
+    """
+    found, stack, uses = {root}, [root], Counter[Tensor]()
     while stack:
-        for tensor in stack.pop().inputs:
-            if tensor.node is not None and tensor.node not in found:
-                found.add(tensor.node)
-                stack.append(tensor.node)
-    return sorted(found, key=lambda node: node.number, reverse=True)
+        for source in stack.pop().sources:
+            if isinstance(source, Tensor):
+                uses[source] += 1
+            elif source is not None and source not in found:
+                found.add(source)
+                stack.append(source)
+    return sorted(found, key=lambda node: node.number, reverse=True), uses
 
 
 def _pull_back(node: Node, gradient: Array, pending: dict[Node, Array]) -> None:
     """Send the gradient of a result to its inputs: to leaves at once, to nodes by way of `pending`."""
-    if node.saved is None:
+    saved = node.saved
+    if saved is None:
         raise ValueError(f"the record of {node.operation.name} was used up by an earlier backward; compute it again")
-    for tensor, product in zip(node.inputs, node.operation.vjps, strict=True):
-        if not tensor.requires_gradient:
+    for source, product in zip(node.sources, node.operation.vjps, strict=True):
+        if source is None:
             continue
-        part = product(gradient, node.saved)
-        if tensor.node is None:
-            if tensor.gradient is None:
-                tensor.gradient = part.copy() if part is gradient else part
-            else:
-                tensor.gradient += part
-        elif tensor.node not in pending:
-            pending[tensor.node] = part
+        part = product(gradient, saved)
+        if isinstance(source, Tensor):
+            _add_to_leaf(source, part, shared=part is gradient)
+        elif source not in pending:
+            pending[source] = part
         elif part is gradient:
-            pending[tensor.node] = pending[tensor.node] + part
+            pending[source] = pending[source] + part
         else:
-            part += pending[
-                tensor.node
-            ]  # fresh and ours alone, whereas the pending one may be some node's own gradient
-            pending[tensor.node] = part
+            part += pending[source]  # fresh and ours alone, whereas the pending one may be some node's own gradient
+            pending[source] = part
     node.saved = None
+    if (ledger := _saved_bytes.get()) is not None:
+        ledger.remove(saved)
+
+
+def _add_to_leaf(leaf: Tensor, part: Array, shared: bool) -> None:
+    if leaf.gradient is not None:
+        leaf.gradient += part
+    elif leaf.sink is not None:
+        leaf.gradient = leaf.sink.place(leaf)
+        leaf.gradient[...] = part
+    else:
+        leaf.gradient = part.copy() if shared else part

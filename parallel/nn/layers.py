@@ -24,7 +24,7 @@ class Linear(Module):
         self.weight = Parameter((outputs, inputs), deviation=deviation, decay=True)
         self.bias = Parameter((outputs,))
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Map (…, inputs) to (…, outputs)."""
         return vjps.linear(x, self.weight, self.bias)
 
@@ -35,7 +35,7 @@ class Embedding(Module):
     def __init__(self, rows: int, width: int) -> None:
         self.weight = Parameter((rows, width), deviation=initial_deviation(width))
 
-    def __call__(self, tokens: Array) -> Tensor:
+    def forward(self, tokens: Array) -> Tensor:
         """Map integers (…) to vectors (…, width)."""
         return vjps.embedding(self.weight, tokens=tokens)
 
@@ -47,7 +47,7 @@ class LayerNorm(Module):
         self.weight = Parameter((width,), mean=1.0)
         self.bias = Parameter((width,))
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Map (…, width) to the same shape."""
         return vjps.layer_norm(x, self.weight, self.bias)
 
@@ -66,9 +66,10 @@ class CausalSelfAttention(Module):
         self.packed = Linear(width, 3 * width)
         self.output = Linear(width, width, output_deviation)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Map (sequences, positions, width) to the same shape."""
-        return self.output(vjps.causal_attention(self.packed(x), heads=self.heads))
+        mixed: Tensor = self.output(vjps.causal_attention(self.packed(x), heads=self.heads))
+        return mixed
 
 
 class FeedForward(Module):
@@ -78,6 +79,8 @@ class FeedForward(Module):
         self.up = Linear(width, 4 * width)
         self.down = Linear(4 * width, width, output_deviation)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Map (…, width) to the same shape."""
-        return self.down(vjps.gelu(self.up(x)))
+        # The bias of the first layer is added by the kernel that reads its result anyway.
+        result: Tensor = self.down(vjps.gelu(vjps.project(x, self.up.weight), self.up.bias))
+        return result

@@ -2,79 +2,263 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, astuple, dataclass, replace
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
-from collectives import Communicator
+from collectives import CommunicationError, Communicator
 from collectives.testing import run_ranks
+from parallel import checkpoint
+from parallel.autograd import Tensor, vjps
 from parallel.data import Corpus
-from parallel.formulas import all_reduce_bytes, data_parallel_memory, share
-from parallel.train import ConfigurationError, Trainer, TrainingConfiguration, parse_layout
+from parallel.data_parallel import DataParallel, MissingGradientError, Sharding
+from parallel.formulas import Memory, Prediction, all_reduce_bytes, model_state, share, step_calls
+from parallel.nn import GPT, Draws, GPTConfiguration, Linear, Parameter
+from parallel.train import ConfigurationError, Trainer, TrainingConfiguration, generate, parse_layout
 
 STEPS = 5
 TEXT = np.frombuffer(b"the quick brown fox jumps over the lazy dog; " * 40, np.uint8)
 CORPUS = Corpus(TEXT[:1500], TEXT[1500:], 1)
 
 
-def configuration(dtype: str, batch: int, micro_batches: int = 1) -> TrainingConfiguration:
+def configuration(dtype: str = "float32", batch: int = 6, **others: Any) -> TrainingConfiguration:
     return TrainingConfiguration(
-        layers=1, hidden=16, heads=2, seq=12, batch=batch, micro_batches=micro_batches, steps=STEPS, lr=3e-3,
-        warmup=2, dtype=dtype, validation_batches=2,
+        **{
+            "layers": 3, "hidden": 16, "heads": 2, "seq": 12, "batch": batch, "steps": STEPS, "lr": 3e-3, "warmup": 2,
+            "dtype": dtype, "validation_batches": 2, **others,
+        }
     )  # fmt: skip
 
 
-def train(ranks: int, chosen: TrainingConfiguration) -> list[tuple[list[float], float, np.ndarray, str, int, int]]:
-    def rank(world: Communicator) -> tuple[list[float], float, np.ndarray, str, int, int]:
-        gradients, metrics = world.dup(), world.dup()
-        trainer = Trainer(chosen, CORPUS, gradients, metrics)
-        losses = [trainer.step().loss for _ in range(STEPS)]
-        loss, sent = trainer.validate(), gradients.stats.bytes_sent
-        calls = gradients.stats.calls["all_reduce"]
-        return losses, loss, trainer.parameters.values, trainer.weights_sha256(), sent, calls
+@dataclass(frozen=True)
+class Run:
+    """What one rank ends with."""
 
-    return run_ranks(ranks, rank, algorithms={"all_reduce": "ring"})
+    losses: list[float]
+    validation: float
+    weights: dict[str, np.ndarray]
+    digest: str
+    sent: dict[str, int]
+    expected: dict[str, int]
+    memory: Memory
+    predicted: Prediction
 
 
-def ring_bytes(elements: int, itemsize: int, ranks: int, rank: int) -> int:
-    """Each half of the ring sends every chunk but one: the rank's own, and its successor's."""
-    kept = len(share(elements, ranks, rank)) + len(share(elements, ranks, (rank + 1) % ranks))
-    return (2 * elements - kept) * itemsize
+def train(ranks: int, chosen: TrainingConfiguration, steps: int = STEPS) -> list[Run]:
+    def rank(world: Communicator) -> Run:
+        trainer = Trainer(chosen, CORPUS, world)
+        losses = [trainer.step().loss for _ in range(steps)]
+        validation = trainer.validate()
+        sent, expected, memory = trainer.traffic(), trainer.expected_traffic(1), trainer.memory()
+        weights = {name: array.copy() for name, array in trainer.replica.parameters()}
+        return Run(
+            losses, validation, weights, trainer.weights_sha256(), sent, expected, memory, trainer.expected_memory()
+        )
+
+    return run_ranks(ranks, rank)
+
+
+def check_numbers(runs: list[Run]) -> None:
+    """What was measured is what the formulas say, as integers, and all ranks agree."""
+    assert len({run.digest for run in runs}) == 1
+    for run in runs:
+        assert run.losses == runs[0].losses
+        assert run.sent == run.expected
+        for kind, expected in asdict(run.predicted).items():
+            assert expected is None or getattr(run.memory, kind) == expected, kind
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-5)])
-@pytest.mark.parametrize(("ranks", "batch", "micro_batches"), [(2, 4, 2), (3, 7, 2), (4, 4, 1), (4, 10, 2)])
-def test_ranks_train_as_one_does(ranks: int, batch: int, micro_batches: int, dtype: str, tolerance: float) -> None:
-    ((losses, loss, weights, _, sent, _),) = train(1, configuration(dtype, batch))
-    assert sent == 0
-    assert losses[-1] < losses[0]
-    several = train(ranks, configuration(dtype, batch, micro_batches))
-    assert len({digest for *_, digest, _, _ in several}) == 1
-    for number, (others, other, values, _, sent, calls) in enumerate(several):
-        np.testing.assert_allclose(others, losses, rtol=tolerance, atol=tolerance)
-        assert other == pytest.approx(loss, rel=tolerance)
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(("ranks", "batch", "micro_batches"), [(2, 4, 2), (3, 7, 2), (4, 10, 1)])
+def test_ranks_train_as_one_does(
+    ranks: int, batch: int, micro_batches: int, stage: int, dtype: str, tolerance: float
+) -> None:
+    (one,) = train(1, configuration(dtype, batch))
+    assert set(one.sent.values()) == {0}
+    assert one.losses[-1] < one.losses[0]
+    several = train(ranks, configuration(dtype, batch, zero=stage, micro_batches=micro_batches))
+    check_numbers(several)
+    np.testing.assert_allclose(several[0].losses, one.losses, rtol=tolerance, atol=tolerance)
+    assert several[0].validation == pytest.approx(one.validation, rel=tolerance)
+    for name, values in one.weights.items():
         # Adam divides by the root of tiny second moments, which magnifies rounding.
-        np.testing.assert_allclose(values, weights, rtol=0, atol=100 * tolerance)
-        assert calls == STEPS
-        assert sent == STEPS * ring_bytes(weights.size, weights.itemsize, ranks, number)
+        np.testing.assert_allclose(several[0].weights[name], values, rtol=0, atol=100 * tolerance)
 
 
-def test_a_shares_gradients_sum_to_those_of_the_whole_batch() -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ranks", "options"),
+    [
+        (4, {"zero": 1, "replicas": 2}),
+        (4, {"zero": 3, "replicas": 2, "micro_batches": 2, "batch": 9}),
+        (6, {"zero": 2, "replicas": 3}),
+        (2, {"zero": 3, "keep_parameters": True, "micro_batches": 3}),
+        (2, {"zero": 3, "recompute": True}),
+        (3, {"zero": 0, "recompute": True, "dropout": 0.2}),
+        (3, {"zero": 2, "recompute": True, "dropout": 0.2, "micro_batches": 2}),
+        (2, {"zero": 3, "layers": 1, "micro_batches": 3}),
+        (2, {"zero": 3, "layers": 2, "micro_batches": 2}),
+        (2, {"zero": 2, "layers": 1, "micro_batches": 2}),
+        (2, {"zero": 3, "layers": 5}),
+        (2, {"zero": 0, "clip": 0.1}),
+        (4, {"zero": 3, "clip": 0.1, "replicas": 2}),
+    ],
+)
+def test_every_option_trains_as_one_rank_does(ranks: int, options: dict[str, Any]) -> None:
+    chosen = configuration("float64", **options)
+    several = train(ranks, chosen)
+    check_numbers(several)
+    (one,) = train(1, replace(chosen, zero=0, replicas=1, recompute=False, keep_parameters=False, micro_batches=1))
+    np.testing.assert_allclose(several[0].losses, one.losses, rtol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_mixed_precision_follows_float32_and_holds_sixteen_bytes_a_parameter(stage: int, dtype: str) -> None:
+    several = train(2, configuration(dtype, zero=stage, micro_batches=2))
+    check_numbers(several)
+    (one,) = train(1, configuration("float32"))
+    np.testing.assert_allclose(several[0].losses, one.losses, rtol=0.02)
+    memory = several[0].memory
+    elements = 2 * memory.parameters // (4 if stage < 3 else 2)
+    parts = [1 if stage < needed else 2 for needed in (3, 2, 1)]
+    assert (memory.parameters, memory.gradients, memory.optimizer) == tuple(
+        size * elements // part for size, part in zip((2, 2, 12), parts, strict=True)
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.2, "recompute": True}, {"dtype": "float64"}, {"batch": 7}])
+def test_exact_sums_have_the_same_bits_in_every_layout(options: dict[str, Any]) -> None:
+    chosen = configuration(**{"batch": 8, "exact": True, **options})
+    (one,) = train(1, chosen, steps=3)
+    layouts = [(2, 0, 1), (2, 2, 1), (3, 3, 1), (4, 1, 1), (4, 3, 1), (4, 2, 2), (6, 3, 2), (5, 0, 1)]
+    for ranks, stage, replicas in layouts:
+        several = train(ranks, replace(chosen, zero=stage, replicas=replicas), steps=3)
+        check_numbers(several)
+        assert several[0].losses == one.losses
+        assert several[0].validation == one.validation
+        for name, values in one.weights.items():
+            np.testing.assert_array_equal(several[0].weights[name], values)
+
+
+def test_a_parameter_without_a_gradient_is_named_on_all_ranks() -> None:
+    class Idle(GPT):
+        def __init__(self, shape: GPTConfiguration) -> None:
+            super().__init__(shape)
+            self.spare = Linear(3, 2)
+            self.used = True
+
+        def forward(self, tokens: np.ndarray, draws: Draws | None = None) -> Tensor:
+            logits = super().forward(tokens, draws)
+            return vjps.add(logits, vjps.project(Tensor(np.zeros((1, 3))), self.spare.weight)) if self.used else logits
+
+    def rank(world: Communicator) -> str:
+        model = Idle(GPTConfiguration(1, 8, 2, 4))
+        model.used = False
+        replica = DataParallel(model, world, Sharding(stage=0, dtype="float64"))
+        windows = np.zeros((2, 5), np.uint8)
+        try:
+            replica.accumulate(windows, 2 * world.rank, 4, 1, seed=0, step=0)
+            replica.finish(4)
+        except (MissingGradientError, CommunicationError) as error:
+            return str(error)
+        return "nothing was raised"
+
+    for message in run_ranks(2, rank):
+        assert "no gradient to spare.bias, spare.weight on rank" in message
+
+
+def test_ranks_with_other_models_are_named() -> None:
+    def rank(world: Communicator) -> str:
+        with pytest.raises(RuntimeError, match="ranks 1 have a model with other parameters") as caught:
+            DataParallel(GPT(GPTConfiguration(1 + world.rank, 8, 2, 4)), world)
+        return str(caught.value)
+
+    run_ranks(2, rank)
+
+
+def test_buffers_are_those_of_rank_0() -> None:
     def rank(world: Communicator) -> np.ndarray:
-        trainer = Trainer(configuration("float64", 5), CORPUS, world, world)
-        windows = CORPUS.batch(0, 0, trainer.replica.samples(5), 12)
-        trainer.replica.accumulate(windows, 5 * 12, 1)
-        return trainer.parameters.gradients
+        model = GPT(GPTConfiguration(1, 8, 2, 4))
+        model.blocks[0].scale = np.full(3, float(world.rank + 7))
+        DataParallel(model, world)
+        return model.blocks[0].scale
 
-    (whole,) = run_ranks(1, rank)
-    np.testing.assert_allclose(sum(run_ranks(2, rank)), whole, rtol=1e-11, atol=1e-16)
+    for found in run_ranks(3, rank):
+        np.testing.assert_array_equal(found, [7, 7, 7])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_checkpoint_goes_on_in_another_layout(tmp_path: Path, exact: bool) -> None:
+    chosen = configuration("float32" if exact else "float64", 8, exact=exact, dropout=0.1)
+
+    def save(world: Communicator) -> None:
+        trainer = Trainer(replace(chosen, zero=3), CORPUS, world)
+        for _ in range(2):
+            trainer.step()
+        checkpoint.save(str(tmp_path), world, trainer.pieces(), trainer.metadata(), trainer.steps)
+
+    run_ranks(2, save)
+    (one,) = train(1, chosen)
+    for ranks, stage, replicas in ((1, 0, 1), (3, 1, 1), (4, 3, 2), (2, 2, 1)):
+
+        def go_on(world: Communicator, stage: int = stage, replicas: int = replicas) -> list[float]:
+            trainer = Trainer(replace(chosen, zero=stage, replicas=replicas), CORPUS, world)
+            trainer.restore(str(tmp_path))
+            losses = [trainer.step().loss for _ in range(STEPS - 2)]
+            trainer.validate()
+            assert trainer.traffic() == trainer.expected_traffic(1)
+            return losses
+
+        for losses in run_ranks(ranks, go_on):
+            if exact:
+                assert losses == one.losses[2:]
+            else:
+                np.testing.assert_allclose(losses, one.losses[2:], rtol=1e-12)
+
+
+def test_a_checkpoint_of_another_model_or_other_data_is_refused(tmp_path: Path) -> None:
+    def rank(world: Communicator) -> None:
+        trainer = Trainer(configuration(), CORPUS, world)
+        checkpoint.save(str(tmp_path), world, trainer.pieces(), trainer.metadata(), 0)
+        with pytest.raises(ConfigurationError, match="--hidden is 8, but the checkpoint in .* with 16"):
+            Trainer(configuration(hidden=8), CORPUS, world).restore(str(tmp_path))
+        with pytest.raises(ConfigurationError, match="--data is not what the checkpoint"):
+            Trainer(configuration(), Corpus(TEXT[:1499], TEXT[1500:], 1), world).restore(str(tmp_path))
+
+    run_ranks(1, rank)
+
+
+def test_stage_3_never_draws_more_than_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    draw = Parameter.initial_values
+
+    def note(self: Parameter, seed: int, start: int, stop: int) -> np.ndarray:
+        drawn.append(stop - start)
+        return draw(self, seed, start, stop)
+
+    monkeypatch.setattr(Parameter, "initial_values", note)
+    model = GPT(GPTConfiguration(2, 16, 2, 8))
+    run_ranks(1, lambda world: DataParallel(model, world, Sharding(stage=3)))
+    whole = sum(drawn)
+    drawn.clear()
+    run_ranks(4, lambda world: DataParallel(GPT(GPTConfiguration(2, 16, 2, 8)), world, Sharding(stage=3)))
+    assert sum(drawn) == whole == model.parameter_count()
 
 
 def test_ranks_whose_weights_differ_are_named() -> None:
     def rank(world: Communicator) -> str:
-        trainer = Trainer(configuration("float32", 4), CORPUS, world, world)
+        trainer = Trainer(configuration(), CORPUS, world)
         if world.rank == 1:
-            trainer.parameters.values[0] += 1
+            trainer.replica.units[0].shard.values[0] += 1
         with pytest.raises(RuntimeError, match="hold different weights after 0 steps") as caught:
             trainer.weights_sha256()
         return str(caught.value)
@@ -82,6 +266,29 @@ def test_ranks_whose_weights_differ_are_named() -> None:
     messages = run_ranks(2, rank)
     assert "rank 0 and ranks [1]" in messages[0]
     assert "rank 1 and ranks [0]" in messages[1]
+
+
+def test_the_formulas_are_the_published_ones() -> None:
+    reduce = {stage: step_calls(stage, False, 4, True, 1) for stage in range(4)}
+    counts = {stage: {call.collective: call.times for call in calls} for stage, calls in reduce.items()}
+    assert counts == {
+        0: {"all_reduce": 1},
+        1: {"all_gather": 1, "reduce_scatter": 1},
+        2: {"all_gather": 1, "reduce_scatter": 4},
+        3: {"all_gather": 8, "reduce_scatter": 4},
+    }
+    assert [call.times for call in step_calls(3, False, 4, False, 1)] == [4, 4]
+    assert [call.what for call in step_calls(3, False, 1, True, 2)] == ["whole", "whole", "shard"]
+    states = [sum(astuple(model_state(stage, 4, 1000, 4, 4))) / 1000 for stage in range(4)]
+    assert states == [16, 8 + 8 / 4, 4 + 12 / 4, 16 / 4]
+    mixed = [sum(astuple(model_state(stage, 4, 1000, 2, 4))) / 1000 for stage in range(4)]
+    assert mixed == [16, 4 + 12 / 4, 2 + 14 / 4, 16 / 4]
+
+
+def ring_bytes(elements: int, itemsize: int, ranks: int, rank: int) -> int:
+    """Each half of the ring sends every chunk but one: the rank's own, and its successor's."""
+    kept = len(share(elements, ranks, rank)) + len(share(elements, ranks, (rank + 1) % ranks))
+    return (2 * elements - kept) * itemsize
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 5])
@@ -117,18 +324,11 @@ def test_shares_are_runs_whose_lengths_differ_by_at_most_one() -> None:
             assert max(map(len, runs)) - min(map(len, runs)) <= 1
 
 
-def test_memory_is_what_the_formula_says() -> None:
-    def rank(world: Communicator) -> None:
-        trainer = Trainer(configuration("float32", 4), CORPUS, world, world)
-        assert trainer.memory() == data_parallel_memory(trainer.parameters.size, 4)
-
-    run_ranks(1, rank)
-
-
 def test_generation_repeats_and_continues_the_prompt() -> None:
     def rank(world: Communicator) -> tuple[bytes, bytes]:
-        trainer = Trainer(configuration("float32", 4), CORPUS, world, world)
-        return trainer.generate(20, b"ab"), trainer.generate(20, b"ab")
+        trainer = Trainer(configuration(), CORPUS, world)
+        weights = dict(trainer.replica.parameters())
+        return generate(weights, trainer.configuration, 20, b"ab"), generate(weights, trainer.configuration, 20, b"ab")
 
     ((once, twice),) = run_ranks(1, rank)
     assert once == twice
@@ -144,11 +344,15 @@ def test_generation_repeats_and_continues_the_prompt() -> None:
         ({"heads": 3}, 1, "--heads must divide --hidden, but 16 is no multiple of 3"),
         ({"steps": 0}, 1, "--steps must be at least 1, got 0"),
         ({"lr": float("nan")}, 1, "--lr must be a finite number of at least 0, got nan"),
-        ({"dtype": "float16"}, 1, "--dtype must be float32 or float64, got float16"),
+        ({"dtype": "int8"}, 1, "--dtype must be float32, float64, bfloat16 or float16, got int8"),
+        ({"zero": 4}, 2, "--zero must be 0, 1, 2 or 3, got 4"),
+        ({"dropout": 1.0}, 1, "--dropout must be at least 0 and below 1, got 1.0"),
+        ({"replicas": 2, "zero": 1}, 3, "--replicas must divide the number of ranks, 3, but is 2"),
+        ({"replicas": 2}, 2, "--replicas is for sharded models: give --zero 1, 2 or 3"),
     ],
 )
 def test_a_training_that_cannot_be_is_refused(change: dict[str, object], ranks: int, message: str) -> None:
-    chosen = TrainingConfiguration(**{**vars(configuration("float32", 4)), **change})
+    chosen = TrainingConfiguration(**{**vars(configuration("float32", 4, layers=1)), **change})
     with pytest.raises(ConfigurationError, match=message):
         chosen.check(ranks)
 

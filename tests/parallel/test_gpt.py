@@ -7,17 +7,21 @@ import math
 import numpy as np
 import pytest
 
+from parallel.autograd import Tensor, no_gradient
 from parallel.formulas import gpt_parameters
-from parallel.nn import GPT, FlatParameters, GPTConfiguration
+from parallel.nn import GPT, Draws, GPTConfiguration, Parameter
 
 SMALL = GPTConfiguration(layers=2, hidden=8, heads=2, sequence=5, vocabulary=11)
 
 
-def build(dtype: str = "float64", seed: int = 3) -> tuple[GPT, FlatParameters]:
-    model = GPT(SMALL)
-    parameters = FlatParameters(model, dtype)
-    parameters.initialise(seed)
-    return model, parameters
+def build(dtype: str = "float64", seed: int = 3, shape: GPTConfiguration = SMALL) -> tuple[GPT, dict[str, Parameter]]:
+    model = GPT(shape)
+    named = dict(model.named_parameters())
+    for name, parameter in named.items():
+        parameter.name = name
+        values = parameter.initial_values(seed, 0, parameter.size)
+        parameter.data = values.astype(dtype).reshape(parameter.full_shape)
+    return model, named
 
 
 def loop_forward(weights: dict[str, np.ndarray], tokens: list[int]) -> np.ndarray:
@@ -55,11 +59,11 @@ def loop_forward(weights: dict[str, np.ndarray], tokens: list[int]) -> np.ndarra
 
 
 def test_logits_and_loss_are_those_of_a_plain_loop() -> None:
-    model, parameters = build()
-    for parameter in parameters.named.values():
+    model, named = build()
+    for parameter in named.values():
         parameter.data += np.random.default_rng(parameter.data.size).standard_normal(parameter.shape) * 0.3
     windows = np.random.default_rng(1).integers(0, SMALL.vocabulary, (3, SMALL.sequence + 1))
-    weights = {name: parameter.data for name, parameter in parameters.named.items()}
+    weights = {name: parameter.data for name, parameter in named.items()}
     expected = np.array([loop_forward(weights, list(row[:-1])) for row in windows])
     np.testing.assert_allclose(model(windows[:, :-1]).data, expected, rtol=1e-11, atol=1e-12)
     log_softmax = expected - np.log(np.exp(expected).sum(-1, keepdims=True))
@@ -96,16 +100,35 @@ def test_names_are_stable_and_say_what_decays() -> None:
     assert {name: p.decay for name, p in model.named_parameters()} == expected
 
 
-def test_parameters_and_gradients_are_views_of_two_buffers() -> None:
-    model, parameters = build()
-    assert parameters.size == model.parameter_count() == sum(p.data.size for p in parameters.named.values())
-    for parameter in parameters.named.values():
-        assert np.shares_memory(parameter.data, parameters.values)
-        assert np.shares_memory(parameter.gradient, parameters.gradients)
-    decayed = sum(p.data.size for p in parameters.named.values() if p.decay)
-    assert parameters.decayed_size == decayed
-    parameters.values[:decayed] = 7
-    assert all((p.data == 7).all() == p.decay for p in parameters.named.values())
+def test_a_slice_of_first_values_is_that_of_all() -> None:
+    _, named = build()
+    parameter = named["blocks.1.feed_forward.up.weight"]
+    np.testing.assert_array_equal(parameter.initial_values(3, 5, 17), parameter.data.reshape(-1)[5:17])
+
+
+def test_dropout_depends_on_the_sample_and_the_step_alone() -> None:
+    model, _ = build(shape=GPTConfiguration(2, 8, 2, 5, 11, dropout=0.4))
+    windows = np.random.default_rng(1).integers(0, 11, (4, 6))
+    with no_gradient():
+        whole = model(windows[:, :-1], Draws(1, 7, 0)).data
+        for sample in range(4):
+            part = model(windows[sample : sample + 1, :-1], Draws(1, 7, sample)).data
+            np.testing.assert_allclose(part, whole[sample : sample + 1], rtol=1e-12)
+        for other in (Draws(1, 8, 0), Draws(2, 7, 0), Draws(1, 7, 1), None):
+            assert not np.allclose(model(windows[:, :-1], other).data, whole)
+
+
+def test_a_wrapper_is_called_in_place_of_forward() -> None:
+    model, _ = build()
+    seen = []
+
+    def wrapper(forward, x: Tensor, *others: object) -> Tensor:
+        seen.append(x.shape)
+        return forward(x, *others)
+
+    model.blocks[1].wrapper = wrapper
+    model(np.zeros((2, 3), np.int64))
+    assert seen == [(2, 3, 8)]
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 1, 1, 1), (2, 8, 2, 5, 11), (3, 16, 4, 7, 256)])
@@ -116,10 +139,7 @@ def test_the_number_of_parameters_is_what_the_formula_says(shape: tuple[int, int
 
 
 def test_first_values_follow_the_rule_of_each_parameter() -> None:
-    model = GPT(GPTConfiguration(layers=2, hidden=64, heads=2, sequence=16))
-    parameters = FlatParameters(model, "float64")
-    parameters.initialise(0)
-    named = parameters.named
+    _, named = build(seed=0, shape=GPTConfiguration(layers=2, hidden=64, heads=2, sequence=16))
     assert (named["blocks.0.attention_norm.weight"].data == 1).all()
     assert (named["blocks.0.feed_forward.up.bias"].data == 0).all()
     deviation = math.sqrt(2 / (5 * 64))
@@ -131,21 +151,12 @@ def test_first_values_follow_the_rule_of_each_parameter() -> None:
     )
 
 
-def test_the_digest_covers_every_weight() -> None:
-    _, parameters = build()
-    digest = parameters.sha256()
-    assert digest == build()[1].sha256()
-    assert digest != build(seed=4)[1].sha256()
-    parameters.named["final_norm.bias"].data[-1] = np.nextafter(0, 1)
-    assert digest != parameters.sha256()
-
-
 def test_what_cannot_be_is_said() -> None:
     with pytest.raises(ValueError, match="heads must divide hidden, but 8 is no multiple of 3"):
         GPTConfiguration(1, 8, 3, 4)
     with pytest.raises(ValueError, match="layers must be at least 1, got 0"):
         GPTConfiguration(0, 8, 2, 4)
-    with pytest.raises(RuntimeError, match="has no storage; call FlatParameters"):
+    with pytest.raises(RuntimeError, match="has no values here; give the model to DataParallel"):
         GPT(SMALL)(np.zeros((1, 2), np.int64))
     with pytest.raises(ValueError, match="6 positions, but the model has 5"):
         build()[0](np.zeros((1, 6), np.int64))

@@ -64,11 +64,11 @@ def test_three_ranks_of_the_command_leave_a_whole_report(text: Path, tmp_path: P
     assert found["validation_loss"] < found["validation_loss_before"]
     assert len(found["weights_sha256"]) == 64
     assert 0 < found["communication_seconds"] < sum(found["step_seconds"])
-    for axis in ("dp", "metrics"):
+    for axis in ("reduce", "metrics"):
         traffic = found["bytes"][axis]
         assert traffic["measured"] == traffic["formula"]
         assert traffic["measured_total"] == sum(traffic["formula"])
-    assert found["bytes"]["dp"]["measured_total"] == 4 * 2 * 2 * found["parameters"] * 4
+    assert found["bytes"]["reduce"]["measured_total"] == 4 * 2 * 2 * found["parameters_padded"] * 4
     assert found["memory"]["measured"] == found["memory"]["formula"]
     assert len(found["memory"]["peak_resident"]) == 3
     assert found["comparison"]["largest_difference"] <= 1e-5
@@ -375,7 +375,7 @@ def test_a_loss_that_is_no_number_ends_the_training_in_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     queues = {rank: list(map(float, sums)) for rank in range(2)}
-    monkeypatch.setattr("parallel.train.sum_over_ranks", lambda comm, _: queues[comm.rank].pop(0))
+    monkeypatch.setattr("parallel.train.sum_over_ranks", lambda comm, *_: [queues[comm.rank].pop(0), 1.0])
     assert run_ranks(2, lambda comm: run(Options(2, str(text), TRAINING), comm)) == [1, 1]
     assert capsys.readouterr().err == f"error: {message}\n"
 

@@ -6,14 +6,16 @@ import numpy as np
 import torch
 
 from bench.training.torch_gpt import TorchGPT, initialise, parameter_groups
-from parallel.nn import GPT, FlatParameters, GPTConfiguration
+from parallel.nn import GPT, GPTConfiguration
 
 SHAPE = GPTConfiguration(layers=2, hidden=24, heads=3, sequence=10, vocabulary=256)
 windows = np.random.default_rng(0).integers(0, 256, (4, 11))
 
 model = GPT(SHAPE)
-flat = FlatParameters(model, "float32")
-flat.initialise(7)
+named = dict(model.named_parameters())
+for name, parameter in named.items():
+    parameter.name = name
+    parameter.data = parameter.initial_values(7, 0, parameter.size).astype(np.float32).reshape(parameter.full_shape)
 ours = model.loss(windows, 1 / windows[:, 1:].size)
 ours.backward()
 
@@ -26,10 +28,10 @@ decayed = [sum(p.numel() for p in group["params"]) for group in parameter_groups
 record = {
     "losses": [float(ours.data), theirs.item()],
     "norms": [
-        [float(np.linalg.norm(flat.named[name].gradient)), float(parameter.grad.norm())]
+        [float(np.linalg.norm(named[name].gradient)), float(parameter.grad.norm())]
         for name, parameter in peer.named_parameters()
     ],
-    "names": [sorted(flat.named), sorted(name for name, _ in peer.named_parameters())],
-    "sizes": [[flat.decayed_size, flat.size - flat.decayed_size], decayed],
+    "names": [sorted(named), sorted(name for name, _ in peer.named_parameters())],
+    "sizes": [[sum(p.size for p in named.values() if p.decay is kind) for kind in (True, False)], decayed],
 }
 print(json.dumps(record))

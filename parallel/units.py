@@ -1,0 +1,153 @@
+"""Units: parameters that lie side by side in one flat array, and are gathered, reduced and updated together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kernels import fused
+from parallel.autograd import Array
+
+if TYPE_CHECKING:
+    from parallel.nn import Module, Parameter
+
+Allocate = Callable[[int, Any], Array]
+"""`allocate(elements, dtype)`: a new flat array."""
+
+GRAIN = 64
+"""Elements: every rank's part of a unit is a multiple of it, so that no two share a cache line of any dtype."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a parameter lies in its unit."""
+
+    parameter: Parameter
+    start: int
+
+    @property
+    def stop(self) -> int:
+        """The first element behind it."""
+        return self.start + self.parameter.size
+
+
+class Layout:
+    """The order of some parameters in a flat array, padded to `parts` equal parts; those with weight decay come first."""
+
+    def __init__(self, name: str, parameters: Sequence[Parameter], parts: int) -> None:
+        self.name, self.parts = name, parts
+        self.slots: list[Slot] = []
+        self.size = self.decayed = 0
+        for parameter in sorted(parameters, key=lambda parameter: not parameter.decay):
+            self.slots.append(Slot(parameter, self.size))
+            self.size += parameter.size
+            self.decayed += parameter.size if parameter.decay else 0
+        self.padded = -(-self.size // (GRAIN * parts)) * GRAIN * parts
+
+    def part(self, index: int) -> slice:
+        """Elements of part `index`."""
+        length = self.padded // self.parts
+        return slice(index * length, (index + 1) * length)
+
+    def inside(self, part: slice) -> Iterator[tuple[Slot, slice, slice]]:
+        """Every parameter of which something lies in `part`: its slot, which of its elements, and where in the part."""
+        for slot in self.slots:
+            start, stop = max(slot.start, part.start), min(slot.stop, part.stop)
+            if start < stop:
+                yield slot, slice(start - slot.start, stop - slot.start), slice(start - part.start, stop - part.start)
+
+    def views(self, flat: Array) -> Iterator[tuple[Parameter, Array]]:
+        """Every parameter's elements in a flat array of `padded` elements, in its shape."""
+        for slot in self.slots:
+            yield slot.parameter, flat[slot.start : slot.stop].reshape(slot.parameter.full_shape)
+
+    def first_values(self, seed: int, part: slice, out: Array) -> None:
+        """Fill `out` with the first values of `part`, drawing no others; padding is 0."""
+        out.fill(0)
+        for slot, elements, place in self.inside(part):
+            out[place] = slot.parameter.initial_values(seed, elements.start, elements.stop)
+
+
+def by_module(model: Module, parts: int) -> list[Layout]:
+    """A unit for each block of the model, and one for everything else, in the order of forward."""
+    blocks = {f"blocks.{number}": block for number, block in enumerate(getattr(model, "blocks", ()))}
+    inside = {parameter for block in blocks.values() for _, parameter in block.named_parameters()}
+    rest = [parameter for _, parameter in model.named_parameters() if parameter not in inside]
+    units = [Layout(name, [p for _, p in block.named_parameters()], parts) for name, block in blocks.items()]
+    return [Layout("rest", rest, parts), *units]
+
+
+def by_size(model: Module, parts: int, itemsize: int, first: int, others: int) -> list[Layout]:
+    """Buckets of at least `first` bytes (the one that backward fills first, the last here) and `others` bytes."""
+    parameters = [parameter for _, parameter in model.named_parameters()]
+    buckets: list[list[Parameter]] = [[]]
+    limit = first
+    for parameter in reversed(parameters):
+        if sum(p.size for p in buckets[-1]) * itemsize >= limit:
+            buckets.append([])
+            limit = others
+        buckets[-1].append(parameter)
+    count = len(buckets)
+    return [Layout(f"bucket {count - number}", list(reversed(bucket)), parts) for number, bucket in enumerate(buckets)][
+        ::-1
+    ]
+
+
+class Pool:
+    """Flat arrays that are used for a while and given back, so that there are never more than were needed at once.
+
+    `bytes` counts all that were made.
+    """
+
+    def __init__(self, allocate: Allocate) -> None:
+        self._allocate = allocate
+        self._free: list[Array] = []
+        self.bytes = 0
+
+    def take(self, elements: int, dtype: Any) -> Array:
+        """An array of so many elements, with anything in them."""
+        for number, array in enumerate(self._free):
+            if array.size == elements and array.dtype == dtype:
+                return self._free.pop(number)
+        array = self._allocate(elements, dtype)
+        self.bytes += array.nbytes
+        return array
+
+    def give(self, array: Array) -> None:
+        """Take back what `take` returned."""
+        self._free.append(array)
+
+
+@dataclass
+class Shard:
+    """What one rank updates: parameters in the optimizer's precision, the gradient, and Adam's two moments, all flat.
+
+    `values`: float32 or float64. `copy`: where the rounded values go in mixed precision. `decayed`: how many of the first
+    elements decay.
+    """
+
+    layout: Layout
+    part: slice
+    values: Array
+    gradient: Array
+    copy: Array | None
+    first_moment: Array
+    second_moment: Array
+
+    @property
+    def decayed(self) -> int:
+        """How many of the first elements decay."""
+        return max(0, min(self.layout.decayed, int(self.part.stop)) - int(self.part.start))
+
+    def sum_of_squares(self) -> float:
+        """Of the gradient."""
+        return fused.sum_of_squares(self.gradient)
+
+
+def convert(source: Array, target: Array) -> None:
+    """Copy between dtypes, each element rounded once."""
+    if source.dtype == target.dtype:
+        target[...] = source
+    else:
+        fused.convert(source, target)
