@@ -69,14 +69,21 @@ def _build(mode: Mode, world: cc.Communicator, configuration: TrainingConfigurat
 _HUSHED: Final[dict[str, Callable[..., Any]]] = {
     "all_reduce": lambda comm, x, op=None: x,
     "broadcast": lambda comm, x, root=0: x,
-    "all_gather": lambda comm, x, out=None: np.stack([x] * comm.size) if out is None else out,
+    "all_gather": lambda comm, x, out=None: _repeated(x, comm.size, out),
     "reduce_scatter": lambda comm, x, out=None, op=None: np.split(x, comm.size)[0].copy() if out is None else out,
     "all_gather_v": lambda comm, x, counts, out=None: np.resize(x, sum(counts)) if out is None else out,
     "reduce_scatter_v": lambda comm, x, counts, out=None, op=None: (
         x[: counts[comm.rank]].copy() if out is None else out
     ),
 }
-"""What a collective that carries nothing returns: memory of the right size, whose content is of some step before."""
+"""What a collective that carries nothing returns: memory of the right size, with numbers that can be computed with."""
+
+
+def _repeated(x: Any, times: int, out: Any) -> Any:
+    """`x` in every part: gathered parameters must be like parameters, or the step would take another time."""
+    whole = np.empty((times, *x.shape), x.dtype) if out is None else out
+    whole.reshape(times, -1)[:] = x.reshape(-1)
+    return whole
 
 
 @dataclass
