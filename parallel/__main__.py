@@ -9,7 +9,7 @@ import sys
 import time
 from dataclasses import fields
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import collectives
 from collectives.start import check_launch, launched_rank
@@ -72,12 +72,30 @@ def _refuse(text: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m parallel", description="Train models across ranks.")
-    train = parser.add_subparsers(dest="command", required=True).add_parser(
-        "train",
-        help="train a GPT on bytes",
-        description="Train a GPT on bytes, under a launcher or with ranks of its own.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, what in (
+        ("train", "train a GPT on bytes"),
+        ("stages", "train under every stage of ZeRO for --steps steps, and compare time, communication and memory"),
+    ):
+        described = f"{what[0].upper()}{what[1:]}, under a launcher or with ranks of its own."
+        command = commands.add_parser(
+            name, help=what, description=described, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        _add_training(command)
+        if name == "train":
+            _add_files(command)
+    export = commands.add_parser(
+        "export",
+        help="merge a checkpoint into one safetensors file",
+        description="Merge the latest checkpoint into one file.",
     )
+    export.add_argument("folder", help="where checkpoints are kept")
+    export.add_argument("file", help="the safetensors file to write")
+    export.add_argument("--everything", action="store_true", help="the optimizer's state as well")
+    return parser
+
+
+def _add_training(train: argparse.ArgumentParser) -> None:
     train.add_argument("--layout", default="dp4", help="dp and the number of ranks among which each batch is shared")
     train.add_argument(
         "--data", required=True, help="a file, a folder, or stdlib: the sources of Python's standard library"
@@ -90,15 +108,18 @@ def _parser() -> argparse.ArgumentParser:
         # The default of the warm-up depends on the steps.
         default = argparse.SUPPRESS if field.name == "warmup" else field.default
         train.add_argument(flag, type=kind, default=default, metavar="N", help=_HELP[field.name])
+    train.add_argument(
+        "--threads", type=int, metavar="N", help="threads of matrix products a rank; cores over local ranks"
+    )
+
+
+def _add_files(train: argparse.ArgumentParser) -> None:
     train.add_argument("--save", metavar="FOLDER", help="keep checkpoints there, written while training goes on")
     train.add_argument("--save-every", type=int, default=100, metavar="N", help="steps between checkpoints")
     train.add_argument("--keep", type=int, metavar="N", help="checkpoints that are kept; all by default")
     train.add_argument("--resume", metavar="FOLDER", help="go on from the latest checkpoint there, of any layout")
     train.add_argument("--trace", metavar="FILE", help="write a Chrome trace of all ranks, for Perfetto")
     train.add_argument("--trace-plot", metavar="FILE", help="draw the last two steps of the trace")
-    train.add_argument(
-        "--threads", type=int, metavar="N", help="threads of matrix products a rank; cores over local ranks"
-    )
     train.add_argument("--report", metavar="FILE", help="write a JSON with every number of the run")
     train.add_argument("--plot", metavar="FILE", help="draw the losses")
     train.add_argument("--generate", type=int, default=0, metavar="N", help="bytes to generate at the end")
@@ -109,19 +130,19 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="steps that rank 0 repeats alone, to compare the losses",
     )
-    return parser
 
 
 def _options(arguments: argparse.Namespace) -> Options:
     warmup = min(TrainingConfiguration.warmup, max(1, arguments.steps // 10))
     given = {"warmup": warmup, **vars(arguments)}
     training = TrainingConfiguration(**{field.name: given[field.name] for field in fields(TrainingConfiguration)})
-    others = {
-        field.name: getattr(arguments, field.name)
+    others: dict[str, Any] = {
+        field.name: getattr(arguments, field.name, field.default)
         for field in fields(Options)
-        if field.name not in ("ranks", "training")
+        if field.name not in ("ranks", "training", "stages")
     }
-    return Options(ranks=parse_layout(arguments.layout), training=training, **others)
+    stages = arguments.command == "stages"
+    return Options(ranks=parse_layout(arguments.layout), training=training, stages=stages, **others)
 
 
 def _join(ranks: int) -> collectives.Communicator | None:
@@ -153,6 +174,18 @@ def _end(rank: int, kind: type[BaseException], error: BaseException, trace: Trac
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
+def _export(arguments: argparse.Namespace) -> int:
+    from parallel import checkpoint
+
+    try:
+        checkpoint.export(arguments.folder, arguments.file, everything=arguments.everything)
+    except (checkpoint.CheckpointError, OSError) as error:
+        complain(str(error))
+        return USAGE_ERROR
+    print(f"wrote {arguments.file}")
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns 0, 1 for a run that failed its own checks, or 2 for a wrong request.
 
@@ -161,6 +194,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     arguments = _parser().parse_args(argv)
+    if arguments.command == "export":
+        return _export(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # generated text may hold any letter
     try:

@@ -32,6 +32,7 @@ from parallel.report import (
     traffic_table,
     write_json,
 )
+from parallel.stages import compare_stages
 from parallel.timeline import Event, Timeline, chrome_trace, draw, gather, last_steps
 from parallel.train import (
     ConfigurationError,
@@ -68,6 +69,7 @@ class Options:
     resume: str | None = None
     trace: str | None = None
     trace_plot: str | None = None
+    stages: bool = False
 
 
 def complain(text: str) -> None:
@@ -145,6 +147,11 @@ def run(options: Options, communicator: Communicator) -> int:
     # An overflow shows in the loss, which is checked; numpy would warn of it on every rank.
     with blas_threads(threads), np.errstate(all="ignore"):
         try:
+            if options.stages:
+                found = compare_stages(options.training, corpus, communicator)
+                if communicator.rank == 0:
+                    print(found)
+                return 0
             result = _train(options, corpus, communicator)
             if communicator.rank:
                 return 0 if all(traffic.exact for traffic in result.traffic.values()) else 1

@@ -91,7 +91,7 @@ def traffic_table(axes: Mapping[str, Traffic]) -> str:
         for rank, (measured, formula) in enumerate(zip(traffic.measured, traffic.formula, strict=True)):
             verdict = "equal" if measured == formula else f"differs by {measured - formula:+,}"
             rows.append((axis, str(rank), f"{measured:,}", f"{formula:,}", verdict))
-    return _table(rows)
+    return table(rows)
 
 
 def memory_table(measured: Memory, predicted: Prediction, peak_resident: int) -> str:
@@ -102,11 +102,11 @@ def memory_table(measured: Memory, predicted: Prediction, peak_resident: int) ->
         verdict = "" if formula is None else "equal" if formula == found else f"differs by {found - formula:+,}"
         rows.append((kind, f"{found:,}", "" if formula is None else f"{formula:,}", verdict))
     rows.append(("peak resident", f"{peak_resident:,}", "", "with Python and its libraries"))
-    return _table(rows)
+    return table(rows)
 
 
-def _table(rows: Sequence[tuple[str, ...]]) -> str:
-    """Columns flush right, the last one flush left."""
+def table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Return rows as text: columns flush right, the last one flush left."""
     last = len(rows[0]) - 1
     widths = [max(len(row[column]) for row in rows) for column in range(last)]
     return "\n".join(

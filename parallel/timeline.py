@@ -43,6 +43,11 @@ class Timeline:
         """Note a collective that has just been started; when it began and ended is asked of it later."""
         self._works.append((name, work, time.perf_counter()))
 
+    def clear(self) -> None:
+        """Forget everything; what is on its way is not noted."""
+        self._events.clear()
+        self._works.clear()
+
     def events(self) -> list[Event]:
         """All events; the collectives that were followed must be done."""
         for name, work, started in self._works:

@@ -11,13 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import safetensors.numpy
 
 from collectives import Communicator
 from collectives.testing import run_ranks
-from parallel import report
+from parallel import checkpoint, report
 from parallel.__main__ import main
 from parallel.job import Comparison, Options, prepare, run
-from parallel.train import TrainingConfiguration
+from parallel.stages import compare_stages
+from parallel.train import ConfigurationError, TrainingConfiguration
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--layers", "1", "--hidden", "16", "--heads", "2", "--seq", "12", "--batch", "6", "--steps", "4",
@@ -410,3 +412,59 @@ def test_the_peak_of_memory_is_the_ranks_own() -> None:
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     )
     assert 5 << 20 < int(done.stdout) < len(held)
+
+
+@pytest.mark.slow
+def test_a_training_is_saved_resumed_on_other_ranks_exported_and_traced(text: Path, tmp_path: Path) -> None:
+    folder, trace, picture = tmp_path / "checkpoints", tmp_path / "trace.json", tmp_path / "trace.png"
+    flags = [*SMALL, "--data", str(text), "--exact", "--dropout", "0.1", "--threads", "1"]
+    whole = command(*flags, "--layout", "dp1")
+    assert whole.returncode == 0, whole.stderr
+    digest = next(line.split()[2].strip(",") for line in whole.stdout.splitlines() if line.startswith("weights"))
+    first = command(
+        *flags, "--layout", "dp2", "--zero", "3", "--save", str(folder), "--save-every", "2",
+        "--trace", str(trace), "--trace-plot", str(picture),
+    )  # fmt: skip
+    assert first.returncode == 0, first.stderr
+    assert digest in first.stdout
+    assert checkpoint.steps(str(folder)) == [2, 4]
+    (folder / "latest").write_text((folder / "latest").read_text().replace("4", "2"))
+    second = command(*flags, "--layout", "dp3", "--zero", "1", "--resume", str(folder), "--compare-steps", "2")
+    assert second.returncode == 0, second.stderr
+    assert "continuing after step 2" in second.stdout
+    assert digest in second.stdout
+    events = json.loads(trace.read_text())["traceEvents"]
+    assert {event["pid"] for event in events} == {0, 1}
+    assert {"compute", "communication"} <= {event["cat"] for event in events if event["ph"] == "X"}
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    merged = tmp_path / "model.safetensors"
+    assert main(["export", str(folder), str(merged)]) == 0
+    assert safetensors.numpy.load_file(merged)["blocks.0.attention.packed.weight"].shape == (48, 16)
+    assert main(["export", str(tmp_path / "nothing"), str(merged)]) == 2
+
+
+def test_the_stages_are_compared_in_a_table(text: Path) -> None:
+    def rank(comm: Communicator) -> str:
+        return compare_stages(replace(TRAINING, steps=2), prepare(Options(2, str(text), TRAINING)), comm)
+
+    for found in run_ranks(2, rank):
+        header, *rows = found.splitlines()
+        assert "tokens/s" in header
+        assert [row.split()[0] for row in rows] == ["0", "1", "2", "3"]
+        assert len({row.split()[-1] for row in rows}) == 1
+        for row in rows:
+            columns = row.split()
+            assert columns[5] == columns[6]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"save_every": 0}, "--save-every must be at least 1, got 0"),
+        ({"keep": 0}, "--keep must be at least 1, got 0"),
+        ({"trace_plot": "x.png"}, "--trace-plot draws what --trace has recorded"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(change: dict[str, object], message: str, text: Path) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        prepare(replace(Options(1, str(text), TRAINING), **change))
