@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import resource
+import statistics
 import sys
 import time
 from contextlib import ExitStack
@@ -46,6 +47,7 @@ from parallel.train import (
 )
 
 USAGE_ERROR = 2
+_COST_STEPS = 5
 # How far the losses of several ranks may lie from those of one: relative in float64, else absolute. Gradients of 16 bits are
 # rounded on every rank before they are added up.
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12, "bfloat16": 3e-2, "float16": 1e-2}
@@ -202,6 +204,7 @@ class _Result:
     validation: tuple[float, float]
     weights_sha256: str
     traffic: dict[str, Traffic]
+    inexact_seconds: list[float]
     memory: tuple[Memory, Prediction]
     peak_resident: list[int]
     weights: dict[str, Array]
@@ -247,11 +250,15 @@ def _train(options: Options, corpus: Corpus, communicator: Communicator) -> _Res
         for i, name in enumerate(sent)
         if everyone[:, i].any() or everyone[:, count + i].any() or name == "reduce"
     }
+    without = []
+    if c.exact:
+        inexact = Trainer(replace(c, exact=False), corpus, communicator)
+        without = [inexact.step().seconds for _ in range(min(_COST_STEPS, len(steps)))]
     weights = {name: to_host(data).copy() for name, data in trainer.replica.parameters()} if options.generate else {}
     events = gather(timeline, communicator) if options.trace else []
     return _Result(
         trainer, alone, steps, first, (before, after), trainer.weights_sha256(), traffic,
-        (memory, predicted), [int(n) for n in everyone[:, -1]], weights, events,
+        without, (memory, predicted), [int(n) for n in everyone[:, -1]], weights, events,
     )  # fmt: skip
 
 
@@ -262,6 +269,11 @@ def _conclude(options: Options, corpus: Corpus, result: _Result) -> int:
     seconds = sum(step.seconds for step in result.steps)
     communication = sum(step.communication_seconds for step in result.steps)
     print(f"\n{c.steps} steps in {seconds:.1f} s, {communication / seconds:.0%} of it in communication")
+    if result.inexact_seconds:
+        cost = statistics.median(step.seconds for step in result.steps) / statistics.median(result.inexact_seconds)
+        print(
+            f"exact sums make a step {cost:.2f} times as long (median of {len(result.inexact_seconds)} steps without)"
+        )
     print(
         f"validation loss {before:.4f} before, {after:.4f} after (nats a byte); "
         f"byte frequencies alone give {unigram:.4f}"
