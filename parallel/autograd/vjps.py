@@ -18,6 +18,7 @@ from kernels import fused
 from parallel.autograd.tensor import Array, Operation, Saved, Tensor, VectorJacobianProduct, array_module, is_recording
 
 _ONE_HOT_LIMIT = 1024
+_ATTENTION_RUN = 64
 
 
 def _flat(array: Array) -> Array:
@@ -180,16 +181,27 @@ def _heads(packed: Array, heads: int) -> Array:
     return packed.reshape(sequences, positions, heads, 3, width // (3 * heads)).transpose(3, 0, 2, 1, 4)
 
 
+def _runs(positions: int) -> list[slice]:
+    """Positions in runs: no product is made of the keys of runs behind the queries'."""
+    return [slice(start, min(start + _ATTENTION_RUN, positions)) for start in range(0, positions, _ATTENTION_RUN)]
+
+
 def _causal_attention(packed: Tensor, heads: int) -> tuple[Array, Saved]:
     data = packed.data
     xp = array_module(data)
     sequences, positions, width = data.shape
     size = width // (3 * heads)
     q, k, v = _heads(data, heads)
-    weights = q @ k.swapaxes(-1, -2)
+    weights = xp.empty((sequences, heads, positions, positions), data.dtype)
+    for run in _runs(positions):
+        seen = slice(0, run.stop)
+        xp.matmul(q[:, :, run], k[:, :, seen].swapaxes(-1, -2), out=weights[:, :, run, seen])
     fused.causal_softmax(weights, 1 / math.sqrt(size), 0)
     result = xp.empty((sequences, positions, heads, size), data.dtype)
-    xp.matmul(weights, v, out=result.transpose(0, 2, 1, 3))
+    by_head = result.transpose(0, 2, 1, 3)
+    for run in _runs(positions):
+        seen = slice(0, run.stop)
+        xp.matmul(weights[:, :, run, seen], v[:, :, seen], out=by_head[:, :, run])
     return result.reshape(sequences, positions, heads * size), (data, weights)
 
 
@@ -202,11 +214,16 @@ def _causal_attention_packed(g: Array, saved: Saved) -> Array:
     g = g.reshape(sequences, positions, heads, size).transpose(0, 2, 1, 3)
     gradient = xp.empty_like(packed)
     q_gradient, k_gradient, v_gradient = _heads(gradient, heads)
-    xp.matmul(weights.swapaxes(-1, -2), g, out=v_gradient)
-    scores = g @ v.swapaxes(-1, -2)
+    scores = xp.empty_like(weights)
+    for run in _runs(positions):
+        seen = slice(0, run.stop)
+        xp.matmul(g[:, :, run], v[:, :, seen].swapaxes(-1, -2), out=scores[:, :, run, seen])
     fused.causal_softmax_backward(scores, weights, 1 / math.sqrt(size), 0, scores)
-    xp.matmul(scores, k, out=q_gradient)
-    xp.matmul(scores.swapaxes(-1, -2), q, out=k_gradient)
+    for run in _runs(positions):
+        seen, seeing = slice(0, run.stop), slice(run.start, positions)
+        xp.matmul(scores[:, :, run, seen], k[:, :, seen], out=q_gradient[:, :, run])
+        xp.matmul(scores[:, :, seeing, run].swapaxes(-1, -2), q[:, :, seeing], out=k_gradient[:, :, run])
+        xp.matmul(weights[:, :, seeing, run].swapaxes(-1, -2), g[:, :, seeing], out=v_gradient[:, :, run])
     return gradient
 
 
