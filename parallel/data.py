@@ -6,6 +6,7 @@ import hashlib
 import os
 import sysconfig
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,8 +46,9 @@ class Corpus:
                     f"{sequence} and the byte that follows; give more data or a smaller --seq"
                 )
 
+    @cached_property
     def digest(self) -> str:
-        """Return the sha256 of both parts."""
+        """The sha256 of both parts."""
         parts = (hashlib.sha256(part.data).digest() for part in (self.training, self.validation))
         return hashlib.sha256(b"".join(parts)).hexdigest()
 

@@ -110,17 +110,25 @@ class DataParallel:
         _check_models(model, communicator)
         for _, buffer in model.named_buffers():
             communicator.broadcast(buffer)
-        groups = self.ranks // sharding.replicas
-        self.group = _group(communicator, self.rank // groups, self.rank % groups)
+        if not 0 <= sharding.stage <= 3:
+            raise ValueError(f"stage is {sharding.stage}; expected 0, 1, 2 or 3")
+        if sharding.replicas < 1 or self.ranks % sharding.replicas or (sharding.replicas > 1 and not sharding.stage):
+            raise ValueError(
+                f"replicas is {sharding.replicas}; expected 1, or with stages 1 to 3 a divisor of {self.ranks} ranks"
+            )
+        group_size = self.ranks // sharding.replicas
+        self.group = _group(communicator, self.rank // group_size, self.rank % group_size)
         self.gathers, self.reduces = self.group.dup(), self.group.dup()
-        self.replicates = _group(communicator, self.rank % groups, self.rank // groups)
+        self.replicates = _group(communicator, self.rank % group_size, self.rank // group_size)
         self.wait_seconds = 0.0
         self._heap = Pool(lambda elements, dtype: self.group.empty((elements,), dtype))
+        self._parts = Pool(lambda elements, dtype: self.group.empty((elements,), dtype))
         self._local = Pool(lambda elements, dtype: np.empty(elements, dtype))
         self.units = [self._make(layout, seed) for layout in self._layouts()]
         self._of = {slot.parameter: unit for unit in self.units for slot in unit.layout.slots}
         self._pending: deque[_Unit] = deque()
         self._reducing: deque[tuple[_Unit, Work[Any], Array | None, Array | None]] = deque()
+        self._replicating: list[tuple[_Unit, Work[Any]]] = []
         self._micro_batch, self._last, self._samples = 0, True, range(0)
         self._wrap()
 
@@ -259,7 +267,7 @@ class DataParallel:
     def parameters(self) -> Iterator[tuple[str, Array]]:
         """Yield name and values of every parameter, whole, on every rank; all ranks must go through all of it.
 
-        An array is valid until the next is asked for.
+        Do not keep an array: its memory may serve for something else when the next one is asked for.
         """
         for unit in self.units:
             self._open(unit, 1)
@@ -299,6 +307,8 @@ class DataParallel:
         losses = []
         for number in range(parts):
             part = share(len(windows), parts, number)
+            while self._reducing:  # what the micro-batch before has begun
+                self._finish_oldest()
             self._micro_batch, self._last = number, number == parts - 1
             losses.append(
                 self._forward_backward(
@@ -327,8 +337,6 @@ class DataParallel:
     def _forward_backward(
         self, windows: Array, first: int, step: int, seed: int, global_tokens: int, scale: float
     ) -> float:
-        while self._reducing:  # of the micro-batch before, all but the last are done
-            self._finish_oldest()
         self._pending = deque(reversed(self.units))
         for unit in self.units:
             unit.missing = {slot.parameter for slot in unit.layout.slots}
@@ -402,7 +410,7 @@ class DataParallel:
                 convert(whole, sent)
                 self._local.give(whole)
                 whole = sent
-            out = None if first else self._heap.take(unit.shard.gradient.size, s.storage)
+            out = None if first else self._parts.take(unit.shard.gradient.size, s.storage)
             self._begin_reduction(unit, whole, whole, out)
         if unit.buffer is not None:
             unit.buffer = None
@@ -430,7 +438,10 @@ class DataParallel:
                 )
             else:
                 unit.shard.gradient += out
-            self._heap.give(out)
+            self._parts.give(out)
+        if self._last and self.sharding.replicas > 1:
+            work = self._start("all_reduce", unit, self.replicates.all_reduce(unit.shard.gradient, async_op=True))
+            self._replicating.append((unit, work))
 
     def finish(self, count: int) -> None:
         """Wait until the gradients of all `count` samples of the global batch are reduced."""
@@ -439,13 +450,9 @@ class DataParallel:
         if self.sharding.exact:
             for unit in self.units:
                 self._reduce_by_tree(unit, count)
-        elif self.sharding.replicas > 1:
-            works = [
-                self._start("all_reduce", unit, self.replicates.all_reduce(unit.shard.gradient, async_op=True))
-                for unit in self.units
-            ]
-            for unit, work in zip(self.units, works, strict=True):
-                self._wait(work, f"wait for gradients of {unit.layout.name}")
+        for unit, work in self._replicating:
+            self._wait(work, f"wait for gradients of {unit.layout.name}")
+        self._replicating.clear()
 
     def _reduce_by_tree(self, unit: _Unit, count: int) -> None:
         """Give every rank of a group the nodes of its part, then the groups' nodes to one another, and add them up."""
@@ -458,8 +465,9 @@ class DataParallel:
         for row, (_, array) in enumerate(unit.tree.nodes()):
             sent[:, row] = array.reshape(size, length)
         unit.tree.clear()
-        began = time.perf_counter()
-        received = self.reduces.all_to_all(sent)
+        what = f"wait for gradients of {unit.layout.name}"
+        work = self._start("all_to_all", unit, self.reduces.all_to_all(sent, async_op=True))
+        received = self._wait(work, what)
         tree = TreeSum()
         for run, rows in zip(mine, received, strict=True):
             for place, row in zip(complete_nodes(run), rows, strict=False):
@@ -471,13 +479,14 @@ class DataParallel:
             for row, (_, array) in enumerate(tree.nodes()):
                 nodes[row] = array
             tree = TreeSum()
-            for span, rows in zip(spans, self.replicates.all_gather(nodes), strict=True):
+            work = self._start("all_gather", unit, self.replicates.all_gather(nodes, async_op=True))
+            for span, rows in zip(spans, self._wait(work, what), strict=True):
                 for place, row in zip(complete_nodes(span), rows, strict=False):
                     tree.add(place, row)
         total = tree.total()
         if self.sharding.stage == 0:
-            total = self.gathers.all_gather(total).reshape(-1)
-        self._waited(began, f"reduce gradients of {unit.layout.name} by the tree")
+            work = self._start("all_gather", unit, self.gathers.all_gather(total, async_op=True))
+            total = self._wait(work, what).reshape(-1)
         convert(total, unit.shard.gradient)
 
     # Between the steps
@@ -507,8 +516,12 @@ class DataParallel:
             if unit.shard.copy is not None:
                 convert(unit.shard.values, unit.shard.copy)
         self.updated()
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait for the gatherings that follow an update."""
         for unit in self.units:
-            if unit.gathering is not None:
+            if unit.gathering is not None and self.sharding.stage < 3:
                 self._whole(unit)
 
     def evaluate(self, windows: Array, at_once: int, passes: int) -> list[float]:
@@ -526,23 +539,21 @@ class DataParallel:
     @property
     def temporary_bytes(self) -> int:
         """Bytes of the buffers that come and go."""
-        return self._heap.bytes + self._local.bytes
+        return self._heap.bytes + self._parts.bytes + self._local.bytes
 
     def _start(self, what: str, unit: _Unit, work: Work[Any]) -> Work[Any]:
         if self._timeline is not None:
             self._timeline.follow(f"{what} {unit.layout.name}", work)
         return work
 
-    def _wait(self, work: Work[Any], what: str) -> None:
+    def _wait(self, work: Work[Any], what: str) -> Any:
         began = time.perf_counter()
-        work.wait()
-        self._waited(began, what)
-
-    def _waited(self, began: float, what: str) -> None:
+        result = work.wait()
         ended = time.perf_counter()
         self.wait_seconds += ended - began
         if self._timeline is not None and ended - began > 1e-5:
             self._timeline.add("waiting", what, began, ended)
+        return result
 
 
 def _recompute_block(forward: Callable[..., Tensor], x: Tensor, *others: Any) -> Tensor:

@@ -101,6 +101,8 @@ def prepare(options: Options, *, writes: bool = True) -> Corpus:
         check_writable(options.report, "--report")
     if options.trace is not None and writes:
         check_writable(options.trace, "--trace")
+    if options.save is not None and writes and Path(options.save).exists() and not Path(options.save).is_dir():
+        raise ConfigurationError(f"--save {options.save}: it is a file; name a folder")
     for path, flag in ((options.plot, "--plot"), (options.trace_plot, "--trace-plot")):
         if path is not None and writes:
             check_plotting(path, flag)
@@ -205,7 +207,7 @@ class _Result:
     weights_sha256: str
     traffic: dict[str, Traffic]
     inexact_seconds: list[float]
-    memory: tuple[Memory, Prediction]
+    memory: list[tuple[Memory, Prediction]]
     peak_resident: list[int]
     weights: dict[str, Array]
     events: list[list[Event]]
@@ -217,7 +219,7 @@ def _train(options: Options, corpus: Corpus, communicator: Communicator) -> _Res
     timeline = Timeline()
     trainer = Trainer(c, corpus, communicator, timeline if options.trace else None)
     if options.resume:
-        trainer.restore(options.resume)
+        differing = trainer.restore(options.resume)
     talks = communicator.rank == 0
     if talks:
         print(
@@ -228,10 +230,12 @@ def _train(options: Options, corpus: Corpus, communicator: Communicator) -> _Res
         )
         if options.resume:
             print(f"continuing after step {trainer.steps} of {options.resume}", flush=True)
+            if differing:
+                print(f"other settings than the checkpoint's: {', '.join(differing)}", flush=True)
     before = trainer.validate()
     first, steps = trainer.steps, []
     with ExitStack() as stack:
-        progress = stack.enter_context(start(c.steps - first, c.batch * c.seq)) if talks else None
+        progress = stack.enter_context(start(c.steps, c.batch * c.seq, first)) if talks else None
         saver = stack.enter_context(Saver(options.save, trainer.files, keep=options.keep)) if options.save else None
         while trainer.steps < c.steps:
             steps.append(trainer.step())
@@ -239,10 +243,13 @@ def _train(options: Options, corpus: Corpus, communicator: Communicator) -> _Res
                 progress.update(steps[-1])
             if saver is not None and (trainer.steps % options.save_every == 0 or trainer.steps == c.steps):
                 saver.start(trainer.pieces(), trainer.metadata(), trainer.steps)
+            elif saver is not None:
+                saver.poll()  # which commits what has been written
     after = trainer.validate()
     sent, expected = trainer.traffic(), trainer.expected_traffic(2)
     memory, predicted = trainer.memory(), trainer.expected_memory()
-    mine = [*sent.values(), *(expected.get(name, sent[name]) for name in sent), _peak_resident()]
+    mine = [*sent.values(), *(expected.get(name, sent[name]) for name in sent)]
+    mine += [*astuple(memory), *(-1 if n is None else n for n in astuple(predicted)), _peak_resident()]
     everyone = communicator.all_gather(np.array(mine, np.int64))
     count = len(sent)
     traffic = {
@@ -258,8 +265,16 @@ def _train(options: Options, corpus: Corpus, communicator: Communicator) -> _Res
     events = gather(timeline, communicator) if options.trace else []
     return _Result(
         trainer, alone, steps, first, (before, after), trainer.weights_sha256(), traffic,
-        without, (memory, predicted), [int(n) for n in everyone[:, -1]], weights, events,
+        without, [_memory(row[2 * count : -1]) for row in everyone.tolist()], [int(n) for n in everyone[:, -1]], weights, events,
     )  # fmt: skip
+
+
+def _memory(numbers: list[int]) -> tuple[Memory, Prediction]:
+    """What a rank found and what it expected, as they travelled."""
+    half = len(numbers) // 2
+    state = numbers[half : half + 3]
+    buffers = [None if n < 0 else n for n in numbers[half + 3 :]]
+    return Memory(*numbers[:half]), Prediction(*state, *buffers)
 
 
 def _conclude(options: Options, corpus: Corpus, result: _Result) -> int:
@@ -268,7 +283,7 @@ def _conclude(options: Options, corpus: Corpus, result: _Result) -> int:
     before, after = result.validation
     seconds = sum(step.seconds for step in result.steps)
     communication = sum(step.communication_seconds for step in result.steps)
-    print(f"\n{c.steps} steps in {seconds:.1f} s, {communication / seconds:.0%} of it in communication")
+    print(f"\n{len(losses)} steps in {seconds:.1f} s, {communication / seconds:.0%} of it in communication")
     if result.inexact_seconds:
         cost = statistics.median(step.seconds for step in result.steps) / statistics.median(result.inexact_seconds)
         print(
@@ -279,8 +294,8 @@ def _conclude(options: Options, corpus: Corpus, result: _Result) -> int:
         f"byte frequencies alone give {unigram:.4f}"
     )
     print(f"weights sha256 {result.weights_sha256}{', the same on all ranks' if options.ranks > 1 else ''}")
-    print(f"\nBytes sent, {c.steps} steps:\n{traffic_table(result.traffic)}", flush=True)
-    memory, predicted = result.memory
+    print(f"\nBytes sent, {len(losses)} steps:\n{traffic_table(result.traffic)}", flush=True)
+    memory, predicted = result.memory[0]
     print(f"\nMemory of rank 0:\n{memory_table(memory, predicted, result.peak_resident[0])}", flush=True)
     failures = _differences(result)
     comparison = None
@@ -303,7 +318,7 @@ def _conclude(options: Options, corpus: Corpus, result: _Result) -> int:
         )
     if options.plot:
         single = comparison.losses if comparison else []
-        plot(options.plot, losses, options.ranks, single, result.validation, unigram)
+        plot(options.plot, losses, options.ranks, single, result.validation, unigram, result.first)
         print(f"wrote {options.plot}")
     if options.trace:
         write_json(options.trace, chrome_trace(result.events))
@@ -327,11 +342,11 @@ def _differences(result: _Result) -> list[str]:
         for rank, (measured, formula) in enumerate(zip(traffic.measured, traffic.formula, strict=True)):
             if measured != formula:
                 failures.append(f"rank {rank} sent {measured:,} bytes on axis {axis}, but the formula says {formula:,}")
-    memory, predicted = result.memory
-    for kind, expected in asdict(predicted).items():
-        found = getattr(memory, kind)
-        if expected is not None and expected != found:
-            failures.append(f"rank 0 holds {found:,} bytes of {kind}, but the formula says {expected:,}")
+    for rank, (memory, predicted) in enumerate(result.memory):
+        for kind, expected in asdict(predicted).items():
+            found = getattr(memory, kind)
+            if expected is not None and expected != found:
+                failures.append(f"rank {rank} holds {found:,} bytes of {kind}, but the formula says {expected:,}")
     return failures
 
 
@@ -367,7 +382,7 @@ class Comparison:
 def _document(
     options: Options, corpus: Corpus, result: _Result, comparison: Comparison | None, unigram: float
 ) -> dict[str, object]:
-    memory, predicted = result.memory
+    memory, predicted = result.memory[0]
     return {
         "configuration": {
             "layout": f"dp{options.ranks}",

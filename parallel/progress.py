@@ -25,14 +25,14 @@ class Progress(Protocol):
         ...
 
 
-def start(steps: int, tokens: int) -> Progress:
-    """Return the progress display for this standard output: `steps` steps of `tokens` tokens each."""
+def start(steps: int, tokens: int, first: int = 0) -> Progress:
+    """Return the progress display for this standard output: `steps` steps of `tokens` tokens each, `first` taken before."""
     if _is_watched(sys.stdout):
         try:
-            return LiveProgress(steps, tokens)
+            return LiveProgress(steps, tokens, first)
         except ImportError:
             pass  # rich is an extra; plain lines say the same
-    return PlainProgress(steps, tokens)
+    return PlainProgress(steps, tokens, first)
 
 
 def _is_watched(stream: TextIO) -> bool:
@@ -63,8 +63,8 @@ class _Rates:
 class PlainProgress:
     """About twenty lines over the whole training, without control characters."""
 
-    def __init__(self, steps: int, tokens: int) -> None:
-        self.steps, self.rates, self.began = steps, _Rates(tokens), time.perf_counter()
+    def __init__(self, steps: int, tokens: int, first: int = 0) -> None:
+        self.steps, self.first, self.rates, self.began = steps, first, _Rates(tokens), time.perf_counter()
         self.every = max(1, steps // 20)
 
     def __enter__(self) -> Self:
@@ -78,8 +78,8 @@ class PlainProgress:
     def update(self, step: Step) -> None:
         """Print a line if this step is the first, the last, or one of every so many."""
         self.rates.add(step)
-        done = self.rates.done
-        if done == 1 or done == self.steps or done % self.every == 0:
+        done = self.first + self.rates.done
+        if self.rates.done == 1 or done == self.steps or done % self.every == 0:
             elapsed = time.perf_counter() - self.began
             number = f"{done:{len(str(self.steps))}}/{self.steps}"
             print(f"step {number}  {self.rates.text(step.loss)}  {elapsed:4.0f} s", flush=True)
@@ -88,7 +88,7 @@ class PlainProgress:
 class LiveProgress:
     """One line that is redrawn, with a bar and the time that is left."""
 
-    def __init__(self, steps: int, tokens: int) -> None:
+    def __init__(self, steps: int, tokens: int, first: int = 0) -> None:
         from rich import progress
 
         self.rates = _Rates(tokens)
@@ -99,7 +99,7 @@ class LiveProgress:
             progress.TimeRemainingColumn(),
             expand=True,
         )
-        self.task = self.bar.add_task("", total=steps)
+        self.task = self.bar.add_task("", total=steps, completed=first)
 
     def __enter__(self) -> Self:
         self.bar.start()

@@ -122,6 +122,7 @@ def plot(
     single_rank_losses: Sequence[float],
     validation: tuple[float, float],
     unigram: float,
+    first: int = 0,
 ) -> None:
     """Draw the losses of all steps, those of one rank, validation before and after, and the unigram line."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -130,13 +131,13 @@ def plot(
     figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    steps = len(losses)
-    axes.plot(range(1, steps + 1), losses, color="tab:blue", linewidth=1, label=f"training, {ranks} ranks")
+    steps = first + len(losses)
+    axes.plot(range(first + 1, steps + 1), losses, color="tab:blue", linewidth=1, label=f"training, {ranks} ranks")
     if single_rank_losses:
-        numbers = range(1, len(single_rank_losses) + 1)
+        numbers = range(first + 1, first + len(single_rank_losses) + 1)
         axes.plot(numbers, single_rank_losses, "--", color="tab:orange", linewidth=2.5, label="training, 1 rank")
     axes.plot(
-        [0, steps],
+        [first, steps],
         validation,
         "D",
         color="tab:green",
@@ -145,7 +146,7 @@ def plot(
         label="validation, before and after",
     )
     axes.axhline(unigram, color="tab:gray", linestyle="-.", label="byte frequencies alone")
-    axes.set(xlabel="step", ylabel="loss (nats a byte)", xlim=(0, steps), title="Training and validation loss")
+    axes.set(xlabel="step", ylabel="loss (nats a byte)", xlim=(first, steps), title="Training and validation loss")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)

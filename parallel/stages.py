@@ -44,7 +44,7 @@ def compare_stages(configuration: TrainingConfiguration, corpus: Corpus, communi
     ]
     for stage in range(4):
         timeline = Timeline()
-        trainer = Trainer(replace(c, zero=stage), corpus, communicator, timeline)
+        trainer = Trainer(replace(c, zero=stage, replicas=c.replicas if stage else 1), corpus, communicator, timeline)
         seconds, loss = [], 0.0
         for number in range(_WARM_UP + c.steps):
             if number == _WARM_UP:
@@ -52,6 +52,7 @@ def compare_stages(configuration: TrainingConfiguration, corpus: Corpus, communi
             step = trainer.step()
             seconds.append(step.seconds)
             loss = step.loss
+        trainer.replica.settle()
         slowest = communicator.all_gather(np.array(seconds[_WARM_UP:])).max(axis=0)
         typical = statistics.median(slowest.tolist())
         moving, waiting = timeline.seconds("communication") / c.steps, timeline.seconds("waiting") / c.steps

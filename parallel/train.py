@@ -9,12 +9,12 @@ import re
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from parallel.autograd import Array, SavedBytes, count_saved_bytes, no_gradient
-from parallel.checkpoint import Piece, load, read_metadata
+from parallel.checkpoint import CheckpointError, Piece, load
 from parallel.data_parallel import DataParallel, Sharding, sum_over_ranks
 from parallel.exact import exact_sum, most_nodes
 from parallel.formulas import (
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+
+_SMALLEST_LOSS_SCALE = 2.0**-24
 
 
 class ConfigurationError(ValueError):
@@ -164,6 +167,7 @@ class Trainer:
         self.loss_scale = LossScale(2.0**16, 1000) if c.dtype == "float16" else LossScale()
         self.activations = SavedBytes()
         self.steps = self.first = self.skipped = 0
+        self.restored = False
 
     def step(self) -> Step:
         """Take one optimizer step on the next global batch; every rank returns the same loss.
@@ -191,6 +195,10 @@ class Trainer:
             replica.updated()
         else:
             self.skipped += 1
+            if self.loss_scale.value < _SMALLEST_LOSS_SCALE:
+                raise DivergenceError(
+                    f"the gradients at step {number + 1} are no numbers; give a smaller --lr than {c.lr:g}"
+                )
         self.steps += 1
         return Step(loss, time.perf_counter() - began, self._waited() - waited)
 
@@ -245,8 +253,7 @@ class Trainer:
     def expected_memory(self) -> Prediction:
         """Return what `memory` must be after a step, from the formulas.
 
-        There is none for the buffers of mixed precision, of exact sums and of kept parameters, nor for uneven micro-batches'
-        activations.
+        There is none for the buffers of mixed precision, of exact sums and of kept parameters.
         """
         c, replica, sharding = self.configuration, self.replica, self.configuration.sharding
         sizes = [unit.layout.padded for unit in replica.units]
@@ -285,7 +292,7 @@ class Trainer:
                 times = call.times * (updates if call.updates else steps)
                 kind = np.dtype(c.sharding.compute if call.computes else c.sharding.storage)
                 sent[call.axis] += times * axis.explain(call.collective, nbytes, dtype=kind).bytes_sent[axis.rank]
-            passes = validations * per_validation if c.zero == 3 else int(self.first > 0 and c.zero > 0)
+            passes = validations * per_validation if c.zero == 3 else int(self.restored and c.zero > 0)
             if passes:  # after a checkpoint was loaded, stages 1 and 2 gather what they did not read
                 axis = replica.gathers
                 bytes_ = axis.explain(
@@ -315,32 +322,51 @@ class Trainer:
         """Return what a checkpoint must hold beside the arrays to go on as if nothing had happened."""
         return {
             "configuration": asdict(self.configuration),
-            "corpus": self.corpus.digest(),
+            "corpus": self.corpus.digest,
             "steps": self.steps,
             "optimizer_steps": self.optimizer.steps,
             "loss_scale": asdict(self.loss_scale),
         }
 
-    def restore(self, directory: str, step: int | None = None) -> None:
+    def restore(self, directory: str, step: int | None = None) -> list[str]:
         """Go on from a checkpoint, whatever the number of ranks, the stage and the dtype that it was written with.
 
-        Raises CheckpointError, or ConfigurationError if it is of another model or of other data.
+        Before the first step; collective. Returns the settings that decide the course and are not the checkpoint's, in
+        words. Raises CheckpointError, on every rank, if it is damaged, or of another model or other data.
         """
-        metadata = read_metadata(directory, step)
-        saved, mine = dict(metadata["configuration"]), asdict(self.configuration)
-        for name in ("layers", "hidden", "heads", "seq", "batch", "seed"):
-            if saved[name] != mine[name]:
-                raise ConfigurationError(
-                    f"--{name} is {mine[name]}, but the checkpoint in {directory} was written with {saved[name]}"
+        if self.steps:
+            raise ValueError(f"restore: this trainer has taken {self.steps} steps; make another one")
+        mine, differing = asdict(self.configuration), []
+
+        def check(metadata: Any) -> None:
+            saved = metadata["configuration"]
+            for name in ("layers", "hidden", "heads", "seq", "batch", "seed"):
+                if saved[name] != mine[name]:
+                    raise CheckpointError(
+                        f"--{name} is {mine[name]}, but the checkpoint in {directory} was written with {saved[name]}"
+                    )
+            if metadata["corpus"] != self.corpus.digest:
+                raise CheckpointError(f"--data is not what the checkpoint in {directory} was trained on")
+            if metadata["steps"] >= self.configuration.steps:
+                raise CheckpointError(
+                    f"--steps is {self.configuration.steps}, and the checkpoint in {directory} has taken "
+                    f"{metadata['steps']} already; give more"
                 )
-        if metadata["corpus"] != self.corpus.digest():
-            raise ConfigurationError(f"--data is not what the checkpoint in {directory} was trained on")
-        load(directory, self.files, self.pieces(), step=step)
+            differing.extend(
+                f"--{name.replace('_', '-')} {mine[name]} (was {saved[name]})"
+                for name in ("steps", "lr", "warmup", "weight_decay", "clip", "dropout", "dtype", "exact")
+                if saved[name] != mine[name]
+            )
+
+        self.replica.settle()
+        metadata = load(directory, self.files, self.pieces(), step=step, check=check)
         self.steps = self.first = metadata["steps"]
+        self.restored = True
         self.optimizer.steps = metadata["optimizer_steps"]
-        if self.loss_scale.patience:
+        if self.loss_scale.patience and metadata["loss_scale"]["patience"]:
             self.loss_scale = LossScale(**metadata["loss_scale"])
         self.replica.restored()
+        return differing
 
     def _at_once(self) -> int:
         c = self.configuration

@@ -13,6 +13,7 @@ import mmap
 import os
 import threading
 import weakref
+from collections import deque
 from typing import Final
 
 from transports.errors import TransportUnavailable
@@ -68,6 +69,7 @@ class SharedHeap:
             ) from None
         self._reserved = 0
         self._lock = threading.Lock()
+        self._returned: deque[int] = deque()
         self._free: list[tuple[int, int]] = [(0, size)]
         self._used: dict[int, int] = {}
 
@@ -79,6 +81,8 @@ class SharedHeap:
         alignment = PAGE if size >= PAGE else _ALIGNMENT
         room = max(_ALIGNMENT, -(-size // _ALIGNMENT) * _ALIGNMENT)
         with self._lock:
+            while self._returned:
+                self._put_back(self._returned.popleft())
             for index, (start, end) in enumerate(self._free):
                 offset = -(-start // alignment) * alignment
                 if offset + room > end:
@@ -92,16 +96,21 @@ class SharedHeap:
         raise MemoryError(f"the shared heap of {self.mapping.size >> 20} MiB has no {size} bytes in one piece left")
 
     def free(self, offset: int) -> None:
-        """Give a block back; its memory stays with the heap, for the next one."""
-        with self._lock:
-            start, end = offset, offset + self._used.pop(offset)
-            index = bisect.bisect(self._free, (start, end))
-            if index < len(self._free) and self._free[index][0] == end:
-                end = self._free.pop(index)[1]
-            if index > 0 and self._free[index - 1][1] == start:
-                index -= 1
-                start = self._free.pop(index)[0]
-            self._free.insert(index, (start, end))
+        """Give a block back; its memory stays with the heap, for the next one.
+
+        Takes no lock: the garbage collector may call this at any time, also in the middle of `allocate`.
+        """
+        self._returned.append(offset)
+
+    def _put_back(self, offset: int) -> None:
+        start, end = offset, offset + self._used.pop(offset)
+        index = bisect.bisect(self._free, (start, end))
+        if index < len(self._free) and self._free[index][0] == end:
+            end = self._free.pop(index)[1]
+        if index > 0 and self._free[index - 1][1] == start:
+            index -= 1
+            start = self._free.pop(index)[0]
+        self._free.insert(index, (start, end))
 
     def _reserve(self, end: int, size: int) -> None:
         end = min(-(-end // PAGE) * PAGE, self.mapping.size)

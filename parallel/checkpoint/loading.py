@@ -20,7 +20,7 @@ from parallel.checkpoint.pieces import Box, Overlaps, Part, Piece, Region, uncov
 from parallel.checkpoint.tensor_file import Entry, TensorFile, ordered, reading, write, writing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import numpy.typing as npt
 
@@ -34,6 +34,7 @@ def load(
     *,
     step: int | None = None,
     verify: bool = True,
+    check: Callable[[Any], None] | None = None,
 ) -> Any:
     """Fill the values of the pieces from a checkpoint, together with all ranks; returns its metadata.
 
@@ -41,7 +42,8 @@ def load(
     same bits; others are rounded once. Only what the pieces need is read from the files, each element once.
 
     Arguments: `pieces`, what this rank wants, maybe nothing; `step`, by default the latest; `verify`, whether
-    the ranks check every file that any of them needs against its checksum first, each file on one rank.
+    the ranks check every file that any of them needs against its checksum first, each file on one rank;
+    `check`, called with the metadata before anything is read, which may raise CheckpointError to refuse it.
 
     Raises CheckpointError, with the same words on all ranks, if anything is wrong on any of them; the values
     are then as they were, unless reading itself failed.
@@ -58,6 +60,8 @@ def load(
     with attempt:
         checkpoint = Checkpoint(Path(directory) / folder)
         seen = checkpoint.digest
+        if check is not None:
+            check(checkpoint.manifest.metadata)
     everyone = agree(communicator, attempt, seen)
     differing = [rank for rank, other in enumerate(everyone) if other != everyone[0]]
     if differing:

@@ -105,6 +105,8 @@ def test_ranks_train_as_one_does(
         (2, {"zero": 3, "layers": 2, "micro_batches": 2}),
         (2, {"zero": 2, "layers": 1, "micro_batches": 2}),
         (2, {"zero": 3, "layers": 5}),
+        (2, {"zero": 3, "replicas": 2, "micro_batches": 2}),
+        (2, {"zero": 3, "micro_batches": 2, "seq": 152}),
         (2, {"zero": 0, "clip": 0.1}),
         (4, {"zero": 3, "clip": 0.1, "replicas": 2}),
     ],
@@ -229,10 +231,20 @@ def test_a_checkpoint_of_another_model_or_other_data_is_refused(tmp_path: Path) 
     def rank(world: Communicator) -> None:
         trainer = Trainer(configuration(), CORPUS, world)
         checkpoint.save(str(tmp_path), world, trainer.pieces(), trainer.metadata(), 0)
-        with pytest.raises(ConfigurationError, match="--hidden is 8, but the checkpoint in .* with 16"):
+        with pytest.raises(checkpoint.CheckpointError, match="--hidden is 8, but the checkpoint in .* with 16"):
             Trainer(configuration(hidden=8), CORPUS, world).restore(str(tmp_path))
-        with pytest.raises(ConfigurationError, match="--data is not what the checkpoint"):
+        with pytest.raises(checkpoint.CheckpointError, match="--data is not what the checkpoint"):
             Trainer(configuration(), Corpus(TEXT[:1499], TEXT[1500:], 1), world).restore(str(tmp_path))
+        other = Trainer(configuration("float16", lr=1.0), CORPUS, world)
+        assert other.restore(str(tmp_path)) == ["--lr 1.0 (was 0.003)", "--dtype float16 (was float32)"]
+        assert other.loss_scale.patience
+        for _ in range(STEPS):
+            trainer.step()
+        checkpoint.save(str(tmp_path), world, trainer.pieces(), trainer.metadata(), STEPS)
+        with pytest.raises(checkpoint.CheckpointError, match="--steps is 5, and the checkpoint in .* has taken 5"):
+            Trainer(configuration(), CORPUS, world).restore(str(tmp_path))
+        with pytest.raises(ValueError, match="this trainer has taken 5 steps"):
+            trainer.restore(str(tmp_path))
 
     run_ranks(1, rank)
 

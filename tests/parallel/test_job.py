@@ -461,6 +461,7 @@ def test_the_stages_are_compared_in_a_table(text: Path) -> None:
     ("change", "message"),
     [
         ({"save_every": 0}, "--save-every must be at least 1, got 0"),
+        ({"save": __file__}, "--save .*: it is a file; name a folder"),
         ({"keep": 0}, "--keep must be at least 1, got 0"),
         ({"trace_plot": "x.png"}, "--trace-plot draws what --trace has recorded"),
     ],

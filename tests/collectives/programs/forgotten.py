@@ -45,6 +45,19 @@ def planned_calls_dropped_in_flight():
                 comm.barrier()
 
 
+def arrays_freed_by_the_collector():
+    """The garbage collector may give memory back at any time, also while some is being allocated."""
+    before = gc.get_threshold()
+    with cc.init("shm", timeout=30) as comm:
+        gc.set_threshold(1)
+        for number in range(2000):
+            holder = [comm.empty(64 + number % 7)]
+            holder.append(holder)
+            del holder
+        gc.set_threshold(*before)
+
+
+arrays_freed_by_the_collector()
 jobs_dropped_in_flight()
 planned_calls_dropped_in_flight()
 print("nothing was missed")
