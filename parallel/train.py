@@ -336,7 +336,8 @@ class Trainer:
         """
         if self.steps:
             raise ValueError(f"restore: this trainer has taken {self.steps} steps; make another one")
-        mine, differing = asdict(self.configuration), []
+        mine = asdict(self.configuration)
+        differing: list[str] = []
 
         def check(metadata: Any) -> None:
             saved = metadata["configuration"]
