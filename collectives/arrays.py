@@ -76,11 +76,6 @@ def output_for(out: object | None, shape: tuple[int, ...], like: Array, collecti
     return operand
 
 
-def same_memory(first: Array, second: Array) -> bool:
-    """Whether two flat arrays begin at the same address."""
-    return first.size > 0 and second.size > 0 and first.ctypes.data == second.ctypes.data
-
-
 def check_apart(collective: str, source: Array, target: Array, allowed_offset: int | None) -> bool:
     """Whether input and output are in place as the collective allows; raises ValueError for any other overlap.
 

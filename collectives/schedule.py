@@ -68,10 +68,6 @@ class Instruction:
             case Kind.FOLD:
                 return f"{self.target} = ⊕ {self.source}"
 
-    def references(self) -> tuple[Ref, ...]:
-        """The chunks that it reads or writes."""
-        return tuple(ref for ref in (self.source, self.target) if ref is not None)
-
 
 def send(peer: int, source: Ref) -> Instruction:
     """Send `source` to `peer`."""
