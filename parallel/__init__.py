@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from parallel.autograd import Tensor, check_gradients, no_gradient
     from parallel.data import Corpus, load
-    from parallel.data_parallel import DataParallel, Sharding
+    from parallel.data_parallel import DataParallel
     from parallel.nn import GPT, GPTConfiguration, Module, Parameter
     from parallel.optim import AdamW
+    from parallel.sharding import Sharding
     from parallel.train import Trainer, TrainingConfiguration
 
 _MODULES = {
@@ -23,7 +24,7 @@ _MODULES = {
     "Corpus": "data",
     "load": "data",
     "DataParallel": "data_parallel",
-    "Sharding": "data_parallel",
+    "Sharding": "sharding",
     "GPT": "nn",
     "GPTConfiguration": "nn",
     "Module": "nn",

@@ -9,16 +9,16 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from parallel.autograd import Array, Operation, Tensor, no_gradient, recompute
-from parallel.exact import TreeSum, complete_nodes, exact_sum, grain_sums, most_nodes
+from parallel.exact import exact_sum, grain_sums, sum_over_samples
 from parallel.formulas import share
-from parallel.nn import GPT, Draws, Parameter
-from parallel.units import Layout, Pool, Shard, by_module, by_size, convert
+from parallel.nn import GPT, Draws
+from parallel.sharding import Sharding, Unit, make_unit
+from parallel.units import Pool, convert
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,59 +30,6 @@ if TYPE_CHECKING:
 
 class MissingGradientError(RuntimeError):
     """A backward gave some parameters no gradient, so that the ranks cannot reduce them together."""
-
-
-@dataclass(frozen=True)
-class Sharding:
-    """How data parallelism holds and sends a model.
-
-    `stage`: 0 to 3, of ZeRO. `dtype`: of parameters and gradients as they are kept and sent: float32, float64, or bfloat16
-    and float16, which are computed with in float32 and updated from float32 masters. `replicas`: so many groups of ranks each
-    hold a whole, which is sharded within (HSDP). `reshard`: stage 3 gathers parameters again for backward. `recompute`:
-    keep only the inputs of blocks for backward. `exact`: sums in an order that does not depend on the layout.
-    `first_bucket`, `bucket`: bytes, of stage 0.
-    """
-
-    stage: int = 0
-    dtype: str = "float32"
-    replicas: int = 1
-    reshard: bool = True
-    recompute: bool = False
-    exact: bool = False
-    first_bucket: int = 1 << 20
-    bucket: int = 4 << 20
-
-    @property
-    def storage(self) -> np.dtype[Any]:
-        """What parameters and gradients are kept and sent as."""
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16 if self.dtype == "bfloat16" else self.dtype)
-
-    @property
-    def compute(self) -> np.dtype[Any]:
-        """What is computed with, and what the optimizer keeps."""
-        return np.dtype(np.float64 if self.dtype == "float64" else np.float32)
-
-    @property
-    def mixed(self) -> bool:
-        """Whether the two differ."""
-        return self.storage != self.compute
-
-
-@dataclass(eq=False)
-class _Unit:
-    """A unit in use. `values`: whole parameters, where this rank keeps them. `gradient`: of whole parameters, kept."""
-
-    layout: Layout
-    values: Array | None
-    gradient: Array | None
-    shard: Shard
-    missing: set[Parameter]
-    opened: Array | None = None  # whole parameters to compute with, which are to be given back
-    buffer: Array | None = None  # whole gradient, to be given back
-    gathering: tuple[Work[Any], Array] | None = None
-    tree: TreeSum | None = None
 
 
 class DataParallel:
@@ -99,23 +46,19 @@ class DataParallel:
         self,
         model: GPT,
         communicator: Communicator,
-        sharding: Sharding = Sharding(),
+        sharding: Sharding | None = None,
         seed: int = 0,
         timeline: Timeline | None = None,
     ) -> None:
+        sharding = sharding or Sharding()
         self.model, self.sharding, self._timeline = model, sharding, timeline
         self.rank, self.ranks = communicator.rank, communicator.size
+        sharding.check(self.ranks)
         for name, parameter in model.named_parameters():
             parameter.name = name
         _check_models(model, communicator)
         for _, buffer in model.named_buffers():
             communicator.broadcast(buffer)
-        if not 0 <= sharding.stage <= 3:
-            raise ValueError(f"stage is {sharding.stage}; expected 0, 1, 2 or 3")
-        if sharding.replicas < 1 or self.ranks % sharding.replicas or (sharding.replicas > 1 and not sharding.stage):
-            raise ValueError(
-                f"replicas is {sharding.replicas}; expected 1, or with stages 1 to 3 a divisor of {self.ranks} ranks"
-            )
         group_size = self.ranks // sharding.replicas
         self.group = _group(communicator, self.rank // group_size, self.rank % group_size)
         self.gathers, self.reduces = self.group.dup(), self.group.dup()
@@ -124,68 +67,20 @@ class DataParallel:
         self._heap = Pool(lambda elements, dtype: self.group.empty((elements,), dtype))
         self._parts = Pool(lambda elements, dtype: self.group.empty((elements,), dtype))
         self._local = Pool(lambda elements, dtype: np.empty(elements, dtype))
-        self.units = [self._make(layout, seed) for layout in self._layouts()]
+        layouts = sharding.layouts(model, self.group.size)
+        self.units = [make_unit(layout, sharding, self.group, seed, self._local) for layout in layouts]
         self._of = {slot.parameter: unit for unit in self.units for slot in unit.layout.slots}
-        self._pending: deque[_Unit] = deque()
-        self._reducing: deque[tuple[_Unit, Work[Any], Array | None, Array | None]] = deque()
-        self._replicating: list[tuple[_Unit, Work[Any]]] = []
+        self._pending: deque[Unit] = deque()
+        self._reducing: deque[tuple[Unit, Work[Any], Array | None, Array | None]] = deque()
+        self._replicating: list[tuple[Unit, Work[Any]]] = []
         self._micro_batch, self._last, self._samples = 0, True, range(0)
         self._wrap()
-
-    # What is where
-
-    def _layouts(self) -> list[Layout]:
-        s, parts = self.sharding, self.group.size
-        if s.stage == 0 and not s.mixed and not s.exact:
-            return by_size(self.model, parts, s.storage.itemsize, s.first_bucket, s.bucket)
-        return by_module(self.model, parts)
-
-    def _make(self, layout: Layout, seed: int) -> _Unit:
-        s, size = self.sharding, layout.padded
-        whole = slice(0, size)
-        part = whole if s.stage == 0 else layout.part(self.group.rank)
-        length = part.stop - part.start
-        values = gradient = None
-        if s.stage < 3:
-            values = self.group.empty((size,), s.storage) if s.stage else np.empty(size, s.storage)
-            held = values[part]
-        else:
-            held = self.group.empty((length,), s.storage)
-        if s.stage < 2:
-            gradient = self.group.empty((size,), s.storage)
-            gradient.fill(0)
-            reduced = gradient[part]
-        else:
-            reduced = self.group.empty((length,), s.storage)
-            reduced.fill(0)
-        masters = np.empty(length, s.compute) if s.mixed else held
-        shard = Shard(
-            layout, part, masters, reduced, held if s.mixed else None,
-            np.zeros(length, s.compute), np.zeros(length, s.compute),
-        )  # fmt: skip
-        layout.first_values(seed, part, masters)
-        if s.mixed:
-            convert(masters, held)
-        if values is not None and part != whole:  # the others' parts are drawn too: that is quicker than to gather them
-            for index in range(layout.parts):
-                other = layout.part(index)
-                if other != part:
-                    drawn = np.empty(length, s.compute)
-                    layout.first_values(seed, other, drawn)
-                    convert(drawn, values[other])
-        unit = _Unit(layout, values, gradient, shard, set())
-        if values is not None and not s.mixed:
-            for parameter, view in layout.views(values):
-                parameter.data = view
-        if s.exact:
-            unit.tree = TreeSum(self._local.give)
-        return unit
 
     def _wrap(self) -> None:
         """Have the modules open and close their units, where parameters are not just there."""
         for parameter in self._of:
             parameter.sink = self
-        if self.sharding.stage == 0 and not self.sharding.mixed and not self.sharding.exact:
+        if self.sharding.buckets:
             if self.sharding.recompute:
                 for block in self.model.blocks:
                     block.wrapper = _recompute_block
@@ -194,7 +89,7 @@ class DataParallel:
         for block, unit in zip(self.model.blocks, self.units[1:], strict=True):
             block.wrapper = self._wrapper(unit, recomputes=self.sharding.recompute)
 
-    def _wrapper(self, unit: _Unit, recomputes: bool) -> Callable[..., Tensor]:
+    def _wrapper(self, unit: Unit, recomputes: bool) -> Callable[..., Tensor]:
         def run(forward: Callable[..., Tensor], *arguments: Any) -> Tensor:
             self._open(unit, 1)
             result = _recompute_block(forward, *arguments) if recomputes else forward(*arguments)
@@ -208,11 +103,11 @@ class DataParallel:
 
     # Parameters
 
-    def _open(self, unit: _Unit, direction: int) -> None:
+    def _open(self, unit: Unit, direction: int) -> None:
         """Make the unit's parameters ready to compute with, and begin to gather those that are needed next."""
         s = self.sharding
         if unit.opened is None and (s.stage == 3 or s.mixed):
-            whole = self._gathered(unit) if s.stage == 3 else self._whole(unit)
+            whole = self._gathered(unit)
             if s.mixed:
                 unit.opened = self._local.take(unit.layout.padded, s.compute)
                 convert(whole, unit.opened)
@@ -222,40 +117,35 @@ class DataParallel:
                 unit.opened = whole
             for parameter, view in unit.layout.views(unit.opened):
                 parameter.data = view
-        elif s.stage in (1, 2):
-            self._whole(unit)
+        elif unit.opened is None:
+            self._gathered(unit)
         if s.stage == 3:
             index = self.units.index(unit) + direction
             following = self.units[index % len(self.units)]
             if index != 0 and index != len(self.units) and following.opened is None and following.gathering is None:
-                self._gather(following)
+                self._gather(following, self._buffer(following))
 
-    def _whole(self, unit: _Unit) -> Array:
-        """The parameters of stages 0 to 2, after the gathering that follows an update."""
-        if unit.gathering is not None:
-            self._wait(unit.gathering[0], f"wait for parameters of {unit.layout.name}")
-            unit.gathering = None
-        assert unit.values is not None
-        return unit.values
-
-    def _gather(self, unit: _Unit) -> None:
-        whole = self._heap.take(unit.layout.padded, self.sharding.storage)
-        unit.gathering = self._gathers_into(unit, whole), whole
-
-    def _gathers_into(self, unit: _Unit, whole: Array) -> Work[Any]:
+    def _gather(self, unit: Unit, whole: Array) -> None:
         held = unit.shard.values if unit.shard.copy is None else unit.shard.copy
-        return self._start("all_gather", unit, self.gathers.all_gather(held, whole, async_op=True))
+        work = self._start("all_gather", unit, self.gathers.all_gather(held, whole, async_op=True))
+        unit.gathering = work, whole
 
-    def _gathered(self, unit: _Unit) -> Array:
+    def _buffer(self, unit: Unit) -> Array:
+        return self._heap.take(unit.layout.padded, self.sharding.storage)
+
+    def _gathered(self, unit: Unit) -> Array:
+        """The whole parameters as they are stored, when what is on its way has arrived."""
         if unit.gathering is None:
-            self._gather(unit)
+            if unit.values is not None:
+                return unit.values
+            self._gather(unit, self._buffer(unit))
         assert unit.gathering is not None
         work, whole = unit.gathering
         unit.gathering = None
         self._wait(work, f"wait for parameters of {unit.layout.name}")
         return whole
 
-    def _close(self, unit: _Unit) -> None:
+    def _close(self, unit: Unit) -> None:
         """Give up the parameters that were made ready."""
         if unit.opened is None:
             return
@@ -293,8 +183,8 @@ class DataParallel:
     ) -> list[float]:
         """Compute the gradients of windows (samples, sequence + 1), and begin to reduce them; `finish` ends it.
 
-        `first`: the global number of the first sample, of `count` in the global batch; `seed` and `step` are those of the dropout; `scale` multiplies the
-        loss, for the sake of 16-bit gradients. Returns this rank's parts of the mean loss, unscaled: one for each
+        `first`: the global number of the first sample, of `count` in the global batch; `seed` and `step` are those of the
+        dropout; `scale` multiplies the loss, for the sake of 16-bit gradients. Returns this rank's parts of the mean loss, unscaled: one for each
         micro-batch, or, with `exact`, for each sample. Raises MissingGradientError, and ends the job with its text, if a
         parameter got no gradient.
         """
@@ -371,7 +261,7 @@ class DataParallel:
         slot = next(slot for slot in unit.layout.slots if slot.parameter is leaf)
         return whole[slot.start : slot.stop].reshape(slot.parameter.full_shape)
 
-    def _take_buffer(self, unit: _Unit) -> Array:
+    def _take_buffer(self, unit: Unit) -> Array:
         s, size = self.sharding, unit.layout.padded
         while len(self._reducing) > 1:
             self._finish_oldest()
@@ -387,11 +277,11 @@ class DataParallel:
         while self._pending and not self._pending[0].missing:
             self._reduce(self._pending.popleft())
 
-    def _reduce(self, unit: _Unit) -> None:
+    def _reduce(self, unit: Unit) -> None:
         s, first = self.sharding, self._micro_batch == 0
         self._close(unit)
         if s.exact:
-            assert unit.tree is not None and unit.buffer is not None
+            assert unit.buffer is not None
             unit.tree.add((0, self._samples.start + self._micro_batch), unit.buffer)
         elif s.stage < 2:
             assert unit.gradient is not None
@@ -417,7 +307,7 @@ class DataParallel:
             for slot in unit.layout.slots:
                 slot.parameter.gradient = None
 
-    def _begin_reduction(self, unit: _Unit, whole: Array, lent: Array | None, out: Array | None) -> None:
+    def _begin_reduction(self, unit: Unit, whole: Array, lent: Array | None, out: Array | None) -> None:
         if self.sharding.stage == 0:
             work = self._start("all_reduce", unit, self.reduces.all_reduce(whole, async_op=True))
         else:
@@ -454,48 +344,23 @@ class DataParallel:
             self._wait(work, f"wait for gradients of {unit.layout.name}")
         self._replicating.clear()
 
-    def _reduce_by_tree(self, unit: _Unit, count: int) -> None:
-        """Give every rank of a group the nodes of its part, then the groups' nodes to one another, and add them up."""
-        assert unit.tree is not None
-        size, groups, length = self.group.size, self.replicates.size, unit.layout.padded // self.group.size
-        runs = [share(count, self.ranks, rank) for rank in range(self.ranks)]
-        mine = [runs[self.replicates.rank * size + rank] for rank in range(size)]
-        most = most_nodes(count, self.ranks, 1)
-        sent = np.zeros((size, most, length), self.sharding.compute)
-        for row, (_, array) in enumerate(unit.tree.nodes()):
-            sent[:, row] = array.reshape(size, length)
-        unit.tree.clear()
-        what = f"wait for gradients of {unit.layout.name}"
-        work = self._start("all_to_all", unit, self.reduces.all_to_all(sent, async_op=True))
-        received = self._wait(work, what)
-        tree = TreeSum()
-        for run, rows in zip(mine, received, strict=True):
-            for place, row in zip(complete_nodes(run), rows, strict=False):
-                tree.add(place, row)
-        if groups > 1:
-            spans = [range(runs[g * size].start, runs[(g + 1) * size - 1].stop) for g in range(groups)]
-            most = most_nodes(count, self.ranks, size)
-            nodes = np.zeros((most, length), self.sharding.compute)
-            for row, (_, array) in enumerate(tree.nodes()):
-                nodes[row] = array
-            tree = TreeSum()
-            work = self._start("all_gather", unit, self.replicates.all_gather(nodes, async_op=True))
-            for span, rows in zip(spans, self._wait(work, what), strict=True):
-                for place, row in zip(complete_nodes(span), rows, strict=False):
-                    tree.add(place, row)
-        total = tree.total()
+    def _reduce_by_tree(self, unit: Unit, count: int) -> None:
+        def wait(what: str, work: Work[Any]) -> Array:
+            return self._wait(self._start(what, unit, work), f"wait for gradients of {unit.layout.name}")
+
+        total = sum_over_samples(
+            unit.tree, count, unit.layout.padded, self.reduces, self.replicates, self.sharding.compute, wait
+        )
         if self.sharding.stage == 0:
-            work = self._start("all_gather", unit, self.gathers.all_gather(total, async_op=True))
-            total = self._wait(work, what).reshape(-1)
+            total = wait("all_gather", self.gathers.all_gather(total, async_op=True)).reshape(-1)
         convert(total, unit.shard.gradient)
 
     # Between the steps
 
     def squares(self) -> float:
         """This rank's part of the squared norm of the gradients: the sum over all ranks is the whole."""
-        if self.sharding.stage == 0:
-            return sum(unit.shard.sum_of_squares() for unit in self.units) if self.rank == 0 else 0.0
-        return sum(unit.shard.sum_of_squares() for unit in self.units) if self.replicates.rank == 0 else 0.0
+        counts = self.rank == 0 if self.sharding.stage == 0 else self.replicates.rank == 0  # each element once
+        return sum(unit.shard.sum_of_squares() for unit in self.units) if counts else 0.0
 
     def exact_squares(self) -> float:
         """The squared norm of the gradients, with bits that do not depend on the layout."""
@@ -506,9 +371,8 @@ class DataParallel:
     def updated(self) -> None:
         """The shards' values are new: begin to give them to all ranks that compute with them."""
         for unit in self.units:
-            if self.sharding.stage in (1, 2):
-                assert unit.values is not None
-                unit.gathering = self._gathers_into(unit, unit.values), unit.values
+            if unit.values is not None and self.sharding.stage > 0:
+                self._gather(unit, unit.values)
 
     def restored(self) -> None:
         """The shards' values have been replaced: give them to all arrays that follow them."""
@@ -521,8 +385,8 @@ class DataParallel:
     def settle(self) -> None:
         """Wait for the gatherings that follow an update."""
         for unit in self.units:
-            if unit.gathering is not None and self.sharding.stage < 3:
-                self._whole(unit)
+            if unit.values is not None:
+                self._gathered(unit)
 
     def evaluate(self, windows: Array, at_once: int, passes: int) -> list[float]:
         """Return the summed losses of these windows, `at_once` at a time, without any gradients.
@@ -541,7 +405,7 @@ class DataParallel:
         """Bytes of the buffers that come and go."""
         return self._heap.bytes + self._parts.bytes + self._local.bytes
 
-    def _start(self, what: str, unit: _Unit, work: Work[Any]) -> Work[Any]:
+    def _start(self, what: str, unit: Unit, work: Work[Any]) -> Work[Any]:
         if self._timeline is not None:
             self._timeline.follow(f"{what} {unit.layout.name}", work)
         return work

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from parallel.autograd import Array
 from parallel.formulas import share
 from parallel.units import GRAIN
+
+if TYPE_CHECKING:
+    from collectives import Communicator, Work
 
 Place = tuple[int, int]
 """A node: its level and its index there."""
@@ -75,6 +79,48 @@ class TreeSum:
         for array in self._nodes.values():
             self._release(array)
         self._nodes.clear()
+
+
+def sum_over_samples(
+    tree: TreeSum,
+    count: int,
+    elements: int,
+    group: Communicator,
+    replicas: Communicator,
+    dtype: Any,
+    wait: Callable[[str, Work[Any]], Array],
+) -> Array:
+    """Return this rank's part of the sum over all `count` samples of the ranks, whose own are in `tree`; collective.
+
+    Every rank of a group gets the nodes of its part (an all_to_all), then the groups give one another theirs (an
+    all_gather). Arguments: `elements`, of the arrays in the tree, a multiple of the group's size; `replicas`, the ranks
+    that have the same part in other groups; `wait(name, work)` returns the result of a collective.
+    """
+    size, length = group.size, elements // group.size
+    ranks = size * replicas.size
+    runs = [share(count, ranks, rank) for rank in range(ranks)]
+    sent = np.zeros((size, most_nodes(count, ranks, 1), length), dtype)
+    for row, (_, array) in enumerate(tree.nodes()):
+        sent[:, row] = array.reshape(size, length)
+    tree.clear()
+    mine = runs[replicas.rank * size : (replicas.rank + 1) * size]
+    merged = _tree_of(mine, wait("all_to_all", group.all_to_all(sent, async_op=True)))
+    if replicas.size > 1:
+        spans = [range(runs[g * size].start, runs[(g + 1) * size - 1].stop) for g in range(replicas.size)]
+        nodes = np.zeros((most_nodes(count, ranks, size), length), dtype)
+        for row, (_, array) in enumerate(merged.nodes()):
+            nodes[row] = array
+        merged = _tree_of(spans, wait("all_gather", replicas.all_gather(nodes, async_op=True)))
+    return merged.total()
+
+
+def _tree_of(runs: Iterable[range], received: Iterable[Array]) -> TreeSum:
+    """The nodes that lie in these runs of samples: `received` has a row for each node of a run, and maybe more rows."""
+    tree = TreeSum()
+    for run, rows in zip(runs, received, strict=True):
+        for place, row in zip(complete_nodes(run), rows, strict=False):
+            tree.add(place, row)
+    return tree
 
 
 def grain_sums(arrays: Iterable[Array]) -> Array:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from parallel.data_parallel import Sharding
+    from parallel.sharding import Sharding
 
 
 def share(count: int, parts: int, index: int) -> range:

@@ -15,7 +15,7 @@ import numpy as np
 
 from parallel.autograd import Array, SavedBytes, count_saved_bytes, no_gradient
 from parallel.checkpoint import CheckpointError, Piece, load
-from parallel.data_parallel import DataParallel, Sharding, sum_over_ranks
+from parallel.data_parallel import DataParallel, sum_over_ranks
 from parallel.exact import exact_sum, most_nodes
 from parallel.formulas import (
     Memory,
@@ -29,6 +29,7 @@ from parallel.formulas import (
 from parallel.nn import GPT, GPTConfiguration
 from parallel.optim import AdamW, LossScale, clip_scale, learning_rate
 from parallel.random import uniform
+from parallel.sharding import Sharding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,9 +14,10 @@ from collectives.testing import run_ranks
 from parallel import checkpoint
 from parallel.autograd import Tensor, vjps
 from parallel.data import Corpus
-from parallel.data_parallel import DataParallel, MissingGradientError, Sharding
+from parallel.data_parallel import DataParallel, MissingGradientError
 from parallel.formulas import Memory, Prediction, all_reduce_bytes, model_state, share, step_calls
 from parallel.nn import GPT, Draws, GPTConfiguration, Linear, Parameter
+from parallel.sharding import Sharding
 from parallel.train import ConfigurationError, Trainer, TrainingConfiguration, generate, parse_layout
 
 STEPS = 5
