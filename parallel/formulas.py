@@ -6,10 +6,6 @@ Bytes are payload bytes sent.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from parallel.sharding import Sharding
 
 
 def share(count: int, parts: int, index: int) -> range:
@@ -19,13 +15,13 @@ def share(count: int, parts: int, index: int) -> range:
     return range(start, start + quotient + (index < remainder))
 
 
-def all_reduce_bytes(elements: int, itemsize: int, ranks: int) -> int:
-    """Return the bytes that all ranks together send in an all_reduce of a large buffer: 2·(p − 1)·N.
+def ring_bytes(collective: str, nbytes: int, ranks: int) -> int:
+    """Return the bytes that every rank sends in a collective of a large buffer of equal blocks, the least there can be.
 
-    That is 2·(p − 1)/p·N a rank, the least there can be: each rank's contribution to p − 1 parts goes out, and
-    its own part's result goes to p − 1 ranks. How ranks share it where p does not divide N is the algorithm's.
+    An all_reduce of N bytes sends 2·(p − 1)/p·N, each half of it (p − 1)/p·N (Patarasuk 2009), and so does an all_to_all.
     """
-    return 2 * (ranks - 1) * elements * itemsize
+    halves = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "all_to_all": 1}[collective]
+    return halves * (ranks - 1) * nbytes // ranks
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,11 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Call:
-    """A collective that every unit takes part in: on which axis, of what, and how often in a step."""
+    """A collective that every unit takes part in: on which axis, and how often in a step.
+
+    `what`: the whole unit, this rank's part, or with exact sums the nodes of ranks or of groups. `computes`: in the dtype
+    that is computed with, not in the one that is kept. `updates`: only in steps that update the parameters.
+    """
 
     axis: str
     collective: str
@@ -63,14 +63,6 @@ class Call:
     what: str = "whole"
     computes: bool = False
     updates: bool = False
-
-    def elements(self, whole: int, shard: int, nodes: int, group_nodes: int) -> int:
-        """Of the whole buffer, as `Communicator.explain` counts it."""
-        return {"whole": whole, "shard": shard, "nodes": whole * nodes, "groups": shard * group_nodes}[self.what]
-
-    def itemsize(self, sharding: Sharding) -> int:
-        """Bytes of an element."""
-        return (sharding.compute if self.computes else sharding.storage).itemsize
 
 
 def step_calls(stage: int, exact: bool, micro_batches: int, reshard: bool, replicas: int) -> list[Call]:
@@ -97,7 +89,7 @@ def step_calls(stage: int, exact: bool, micro_batches: int, reshard: bool, repli
     else:
         calls.append(Call("reduce", "reduce_scatter", micro_batches if stage > 1 else 1))
     if replicas > 1:
-        calls.append(Call("replicate", "all_reduce", 1, "shard"))
+        calls.append(Call("replicate", "all_reduce", 1, "part"))
     return calls
 
 

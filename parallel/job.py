@@ -18,6 +18,7 @@ from typing import cast
 import numpy as np
 
 from collectives import Communicator
+from parallel import accounting
 from parallel.autograd import Array
 from parallel.checkpoint import CheckpointError, Saver
 from parallel.data import Corpus, DataError, load, unigram_loss
@@ -246,9 +247,9 @@ def _train(options: Options, corpus: Corpus, communicator: Communicator) -> _Res
             elif saver is not None:
                 saver.poll()  # which commits what has been written
     after = trainer.validate()
-    sent, expected = trainer.traffic(), trainer.expected_traffic(2)
-    memory, predicted = trainer.memory(), trainer.expected_memory()
-    mine = [*sent.values(), *(expected.get(name, sent[name]) for name in sent)]
+    sent, expected = accounting.traffic(trainer), accounting.expected_traffic(trainer, 2)
+    memory, predicted = accounting.memory(trainer), accounting.expected_memory(trainer)
+    mine = [*sent.values(), *(expected[name] for name in sent)]
     mine += [*astuple(memory), *(-1 if n is None else n for n in astuple(predicted)), _peak_resident()]
     everyone = communicator.all_gather(np.array(mine, np.int64))
     count = len(sent)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from parallel import accounting
 from parallel.report import table
 from parallel.timeline import Timeline
 from parallel.train import Trainer
@@ -57,7 +58,7 @@ def compare_stages(configuration: TrainingConfiguration, corpus: Corpus, communi
         typical = statistics.median(slowest.tolist())
         moving, waiting = timeline.seconds("communication") / c.steps, timeline.seconds("waiting") / c.steps
         hidden = f"{max(0.0, 1 - waiting / moving):.0%}" if moving else ""
-        memory, predicted = trainer.memory(), trainer.expected_memory()
+        memory, predicted = accounting.memory(trainer), accounting.expected_memory(trainer)
         state, formula = sum(astuple(memory)[:3]), sum(astuple(predicted)[:3])
         buffers = "" if predicted.temporary is None else f"{predicted.temporary / mib:.2f}"
         rows.append(

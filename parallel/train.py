@@ -16,16 +16,8 @@ import numpy as np
 from parallel.autograd import Array, SavedBytes, count_saved_bytes, no_gradient
 from parallel.checkpoint import CheckpointError, Piece, load
 from parallel.data_parallel import DataParallel, sum_over_ranks
-from parallel.exact import exact_sum, most_nodes
-from parallel.formulas import (
-    Memory,
-    Prediction,
-    activations,
-    model_state,
-    share,
-    step_calls,
-    temporary_bytes,
-)
+from parallel.exact import exact_sum
+from parallel.formulas import share
 from parallel.nn import GPT, GPTConfiguration
 from parallel.optim import AdamW, LossScale, clip_scale, learning_rate
 from parallel.random import uniform
@@ -211,10 +203,15 @@ class Trainer:
         c = self.configuration
         windows = c.validation_batches * c.batch
         mine = self.corpus.validation_batch(windows, self.replica.samples(windows), c.seq)
-        passes = self._evaluations(windows)
+        passes = self.evaluations(windows)
         losses = self.replica.evaluate(mine, 1 if c.exact else self._at_once(), passes)
         loss = self._sum_exactly(losses, passes) if c.exact else sum_over_ranks(self.metrics, sum(losses))[0]
         return self._checked(loss / (windows * c.seq), f"the validation loss after {self.steps} steps")
+
+    def evaluations(self, windows: int) -> int:
+        """Return how many passes an evaluation takes: the same on all ranks, since parameters may be gathered in each."""
+        most = len(share(windows, self.metrics.size, 0))
+        return most if self.configuration.exact else -(-most // self._at_once())
 
     def weights_sha256(self) -> str:
         """Return the digest of all weights; raises RuntimeError if the ranks' weights differ."""
@@ -231,76 +228,6 @@ class Trainer:
                 f"{self.steps} steps; a collective must have given them different results"
             )
         return digest.hexdigest()
-
-    def memory(self) -> Memory:
-        """Return the bytes of the arrays that this rank holds, the activations at their most."""
-        units = self.replica.units
-        shards = [unit.shard for unit in units]
-        held = [s.values if s.copy is None else s.copy for s in shards]
-        whole = [held[i] if unit.values is None else unit.values for i, unit in enumerate(units)]
-        gradients = [
-            s.gradient if unit.gradient is None else unit.gradient for s, unit in zip(shards, units, strict=True)
-        ]
-        moments = sum(s.first_moment.nbytes + s.second_moment.nbytes for s in shards)
-        masters = sum(s.values.nbytes for s in shards if s.copy is not None)
-        return Memory(
-            sum(array.nbytes for array in whole),
-            sum(array.nbytes for array in gradients),
-            moments + masters,
-            self.replica.temporary_bytes,
-            self.activations.peak,
-        )
-
-    def expected_memory(self) -> Prediction:
-        """Return what `memory` must be after a step, from the formulas.
-
-        There is none for the buffers of mixed precision, of exact sums and of kept parameters.
-        """
-        c, replica, sharding = self.configuration, self.replica, self.configuration.sharding
-        sizes = [unit.layout.padded for unit in replica.units]
-        storage, compute = sharding.storage.itemsize, sharding.compute.itemsize
-        state = model_state(c.zero, replica.group.size, sum(sizes), storage, compute)
-        temporary = None
-        if not (sharding.mixed or c.exact or c.keep_parameters):
-            rest, block = sizes[0] * storage, sizes[-1] * storage
-            temporary = temporary_bytes(c.zero, rest, block, c.layers, c.micro_batches, replica.group.size)
-        samples = 1 if c.exact else len(share(len(replica.samples(c.batch)), c.micro_batches, 0))
-        kept = activations(c.layers, c.hidden, c.heads, c.seq, samples, compute, c.recompute)
-        return Prediction(state.parameters, state.gradients, state.optimizer, temporary, kept)
-
-    def traffic(self) -> dict[str, int]:
-        """Return the bytes that this rank has sent on each axis so far; what is under way must be finished first."""
-        replica = self.replica
-        axes = {"gather": replica.gathers, "reduce": replica.reduces, "replicate": replica.replicates}
-        return {name: axis.stats.bytes_sent for name, axis in axes.items()} | {"metrics": self.metrics.stats.bytes_sent}
-
-    def expected_traffic(self, validations: int) -> dict[str, int]:
-        """Return what `traffic` must be after the steps taken here and so many validations, from the collectives' own counts."""
-        c, replica = self.configuration, self.replica
-        per_validation = self._evaluations(c.validation_batches * c.batch)
-        batches = len(share(c.batch, replica.ranks, 0)) if c.exact else c.micro_batches
-        steps, updates = self.steps - self.first, self.steps - self.first - self.skipped
-        plan = step_calls(c.zero, c.exact, batches, not c.keep_parameters, c.replicas)
-        sent = dict.fromkeys(("gather", "reduce", "replicate", "metrics"), 0)
-        axes = {"gather": replica.gathers, "reduce": replica.reduces, "replicate": replica.replicates}
-        most = (most_nodes(c.batch, replica.ranks, 1), most_nodes(c.batch, replica.ranks, replica.group.size))
-        for unit in replica.units:
-            shard, whole = unit.layout.padded // replica.group.size, unit.layout.padded
-            for call in plan:
-                axis, nbytes = axes[call.axis], call.elements(whole, shard, *most) * call.itemsize(c.sharding)
-                if call.what == "groups":
-                    nbytes *= c.replicas
-                times = call.times * (updates if call.updates else steps)
-                kind = np.dtype(c.sharding.compute if call.computes else c.sharding.storage)
-                sent[call.axis] += times * axis.explain(call.collective, nbytes, dtype=kind).bytes_sent[axis.rank]
-            passes = validations * per_validation if c.zero == 3 else int(self.restored and c.zero > 0)
-            if passes:  # after a checkpoint was loaded, stages 1 and 2 gather what they did not read
-                axis = replica.gathers
-                bytes_ = axis.explain(
-                    "all_gather", whole * c.sharding.storage.itemsize, dtype=c.sharding.storage
-                ).bytes_sent
-                sent["gather"] += passes * bytes_[axis.rank]
-        return sent | self._expected_metrics(validations)
 
     def pieces(self) -> list[Piece]:
         """Return what a checkpoint holds of this rank: its part of every parameter and of both moments."""
@@ -374,33 +301,11 @@ class Trainer:
         c = self.configuration
         return max(1, c.batch // self.metrics.size // c.micro_batches)
 
-    def _evaluations(self, windows: int) -> int:
-        """How many passes an evaluation takes: the same on all ranks, since parameters may be gathered in each."""
-        most = len(share(windows, self.metrics.size, 0))
-        return most if self.configuration.exact else -(-most // self._at_once())
-
     def _sum_exactly(self, values: list[float], most: int) -> float:
         """The sum over all ranks, of at most `most` values each."""
         mine = np.zeros(most)
         mine[: len(values)] = values
         return exact_sum(self.metrics.all_gather(mine).ravel().tolist())
-
-    def _expected_metrics(self, validations: int) -> dict[str, int]:
-        c = self.configuration
-        rank, ranks = self.metrics.rank, self.metrics.size
-        if c.exact:
-            counts = {len(share(c.batch, ranks, 0)): self.steps - self.first}
-            passes = self._evaluations(c.validation_batches * c.batch)
-            counts[passes] = counts.get(passes, 0) + validations
-            return {
-                "metrics": sum(
-                    times * self.metrics.explain("all_gather", 8 * ranks * most, dtype="float64").bytes_sent[rank]
-                    for most, times in counts.items()
-                )
-            }
-        two = self.metrics.explain("all_reduce", 16, dtype="float64").bytes_sent[rank]
-        one = self.metrics.explain("all_reduce", 8, dtype="float64").bytes_sent[rank]
-        return {"metrics": (self.steps - self.first) * two + validations * one}
 
     def _checked(self, loss: float, what: str) -> float:
         if not math.isfinite(loss):

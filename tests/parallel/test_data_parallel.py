@@ -11,11 +11,11 @@ import pytest
 
 from collectives import CommunicationError, Communicator
 from collectives.testing import run_ranks
-from parallel import checkpoint
+from parallel import accounting, checkpoint
 from parallel.autograd import Tensor, vjps
 from parallel.data import Corpus
 from parallel.data_parallel import DataParallel, MissingGradientError
-from parallel.formulas import Memory, Prediction, all_reduce_bytes, model_state, share, step_calls
+from parallel.formulas import Memory, Prediction, model_state, ring_bytes, share, step_calls
 from parallel.nn import GPT, Draws, GPTConfiguration, Linear, Parameter
 from parallel.sharding import Sharding
 from parallel.train import ConfigurationError, Trainer, TrainingConfiguration, generate, parse_layout
@@ -53,11 +53,10 @@ def train(ranks: int, chosen: TrainingConfiguration, steps: int = STEPS) -> list
         trainer = Trainer(chosen, CORPUS, world)
         losses = [trainer.step().loss for _ in range(steps)]
         validation = trainer.validate()
-        sent, expected, memory = trainer.traffic(), trainer.expected_traffic(1), trainer.memory()
+        sent, expected = accounting.traffic(trainer), accounting.expected_traffic(trainer, 1)
+        memory, predicted = accounting.memory(trainer), accounting.expected_memory(trainer)
         weights = {name: array.copy() for name, array in trainer.replica.parameters()}
-        return Run(
-            losses, validation, weights, trainer.weights_sha256(), sent, expected, memory, trainer.expected_memory()
-        )
+        return Run(losses, validation, weights, trainer.weights_sha256(), sent, expected, memory, predicted)
 
     return run_ranks(ranks, rank)
 
@@ -89,6 +88,20 @@ def test_ranks_train_as_one_does(
     for name, values in one.weights.items():
         # Adam divides by the root of tiny second moments, which magnifies rounding.
         np.testing.assert_allclose(several[0].weights[name], values, rtol=0, atol=100 * tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "buffers"), [(0, 2), (1, 2), (2, 2), (3, 3)])
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_large_units_send_the_published_volumes(ranks: int, stage: int, buffers: int) -> None:
+    """Each buffer is (p − 1)/p of the parameters; computed here from the count of parameters alone."""
+    steps, chosen = 2, configuration(zero=stage, layers=2, hidden=64, validation_batches=1)
+    for run in train(ranks, chosen, steps):
+        assert run.sent == run.expected
+        padded = run.memory.optimizer // 8 * (1 if stage == 0 else ranks)  # two moments of 4 bytes
+        gathered = 4 * padded * (ranks - 1) // ranks
+        validations = gathered if stage == 3 else 0
+        assert run.sent["gather"] + run.sent["reduce"] == steps * buffers * gathered + validations
 
 
 @pytest.mark.slow
@@ -218,7 +231,7 @@ def test_a_checkpoint_goes_on_in_another_layout(tmp_path: Path, exact: bool) -> 
             trainer.restore(str(tmp_path))
             losses = [trainer.step().loss for _ in range(STEPS - 2)]
             trainer.validate()
-            assert trainer.traffic() == trainer.expected_traffic(1)
+            assert accounting.traffic(trainer) == accounting.expected_traffic(trainer, 1)
             return losses
 
         for losses in run_ranks(ranks, go_on):
@@ -291,14 +304,14 @@ def test_the_formulas_are_the_published_ones() -> None:
         3: {"all_gather": 8, "reduce_scatter": 4},
     }
     assert [call.times for call in step_calls(3, False, 4, False, 1)] == [4, 4]
-    assert [call.what for call in step_calls(3, False, 1, True, 2)] == ["whole", "whole", "shard"]
+    assert [call.what for call in step_calls(3, False, 1, True, 2)] == ["whole", "whole", "part"]
     states = [sum(astuple(model_state(stage, 4, 1000, 4, 4))) / 1000 for stage in range(4)]
     assert states == [16, 8 + 8 / 4, 4 + 12 / 4, 16 / 4]
     mixed = [sum(astuple(model_state(stage, 4, 1000, 2, 4))) / 1000 for stage in range(4)]
     assert mixed == [16, 4 + 12 / 4, 2 + 14 / 4, 16 / 4]
 
 
-def ring_bytes(elements: int, itemsize: int, ranks: int, rank: int) -> int:
+def uneven_ring_bytes(elements: int, itemsize: int, ranks: int, rank: int) -> int:
     """Each half of the ring sends every chunk but one: the rank's own, and its successor's."""
     kept = len(share(elements, ranks, rank)) + len(share(elements, ranks, (rank + 1) % ranks))
     return (2 * elements - kept) * itemsize
@@ -312,9 +325,9 @@ def test_all_ranks_send_two_p_minus_one_buffers(ranks: int, elements: int) -> No
         return world.stats.bytes_sent
 
     sent = run_ranks(ranks, rank)
-    assert sum(sent) == all_reduce_bytes(elements, 4, ranks)
+    assert sum(sent) == 2 * (ranks - 1) * elements * 4
     if elements % ranks == 0:
-        assert set(sent) == {2 * (ranks - 1) * elements * 4 // ranks}
+        assert set(sent) == {ring_bytes("all_reduce", elements * 4, ranks)}
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
@@ -325,8 +338,8 @@ def test_measured_bytes_equal_the_formula_for_any_count(ranks: int, elements: in
         return world.stats.bytes_sent
 
     ring = run_ranks(ranks, rank, algorithms={"all_reduce": "ring"})
-    assert ring == [ring_bytes(elements, 4, ranks, number) for number in range(ranks)]
-    assert sum(ring) == all_reduce_bytes(elements, 4, ranks)
+    assert ring == [uneven_ring_bytes(elements, 4, ranks, number) for number in range(ranks)]
+    assert sum(ring) == 2 * (ranks - 1) * elements * 4
 
 
 def test_shares_are_runs_whose_lengths_differ_by_at_most_one() -> None:
