@@ -1,10 +1,11 @@
-"""`python -m parallel train`: train a GPT across ranks."""
+"""`python -m parallel train | stages | export | schedules`: train a GPT across ranks, and what goes with it."""
 
 from __future__ import annotations
 
 import argparse
 import io
 import os
+import signal
 import sys
 import time
 from dataclasses import fields
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import collectives
 from collectives.start import check_launch, launched_rank
 from parallel.job import USAGE_ERROR, USAGE_ERRORS, Options, complain, prepare, run
+from parallel.schedules.command import add_command as add_schedules_command
 from parallel.train import ConfigurationError, TrainingConfiguration, parse_layout
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ class JoinError(Exception):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        _refuse(f"{message} (see python -m parallel train --help)")
+        _refuse(f"{message} (see {self.prog} --help)")
         self.exit(USAGE_ERROR)
 
 
@@ -92,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("folder", help="where checkpoints are kept")
     export.add_argument("file", help="the safetensors file to write")
     export.add_argument("--everything", action="store_true", help="the optimizer's state as well")
+    add_schedules_command(commands)
     return parser
 
 
@@ -186,6 +189,19 @@ def _export(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _schedules(arguments: argparse.Namespace) -> int:
+    try:
+        arguments.run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads the output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left of it is not to be tried again at exit
+        return 128 + signal.SIGPIPE
+    except (ValueError, OSError) as error:
+        complain(str(error))
+        return USAGE_ERROR
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns 0, 1 for a run that failed its own checks, or 2 for a wrong request.
 
@@ -198,6 +214,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _export(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # generated text may hold any letter
+    if arguments.command == "schedules":
+        return _schedules(arguments)
     try:
         options = _options(arguments)
         communicator = _join(options.ranks)
