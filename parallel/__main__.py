@@ -26,6 +26,7 @@ _HELP = {
     "layers": "transformer layers",
     "hidden": "width of the model",
     "heads": "attention heads, which divide the width",
+    "kv_heads": "heads of keys and values, each shared by a group of the heads (default: as many as heads)",
     "seq": "bytes in a sequence",
     "batch": "sequences in the global batch of a step",
     "micro_batches": "parts that each rank computes one after the other",
@@ -104,12 +105,12 @@ def _add_training(train: argparse.ArgumentParser) -> None:
         "--data", required=True, help="a file, a folder, or stdlib: the sources of Python's standard library"
     )
     for field in fields(TrainingConfiguration):
-        flag, kind = f"--{field.name.replace('_', '-')}", type(field.default)
+        flag, kind = f"--{field.name.replace('_', '-')}", int if field.default is None else type(field.default)
         if kind is bool:
             train.add_argument(flag, action="store_true", help=_HELP[field.name])
             continue
-        # The default of the warm-up depends on the steps.
-        default = argparse.SUPPRESS if field.name == "warmup" else field.default
+        # These two depend on other flags by default.
+        default = argparse.SUPPRESS if field.name in ("warmup", "kv_heads") else field.default
         train.add_argument(flag, type=kind, default=default, metavar="N", help=_HELP[field.name])
     train.add_argument(
         "--threads", type=int, metavar="N", help="threads of matrix products a rank; cores over local ranks"
@@ -137,7 +138,7 @@ def _add_files(train: argparse.ArgumentParser) -> None:
 
 def _options(arguments: argparse.Namespace) -> Options:
     warmup = min(TrainingConfiguration.warmup, max(1, arguments.steps // 10))
-    given = {"warmup": warmup, **vars(arguments)}
+    given = {"warmup": warmup, "kv_heads": None, **vars(arguments)}
     training = TrainingConfiguration(**{field.name: given[field.name] for field in fields(TrainingConfiguration)})
     others: dict[str, Any] = {
         field.name: getattr(arguments, field.name, field.default)

@@ -64,7 +64,7 @@ def expected_memory(trainer: Trainer) -> Prediction:
         rest, block = sizes[0] * storage, sizes[-1] * storage
         temporary = temporary_bytes(c.zero, rest, block, c.layers, c.micro_batches, replica.group.size)
     samples = 1 if c.exact else len(share(len(replica.samples(c.batch)), c.micro_batches, 0))
-    kept = activations(c.layers, c.hidden, c.heads, c.seq, samples, compute, c.recompute)
+    kept = activations(c.layers, c.hidden, c.heads, c.seq, samples, compute, c.recompute, c.key_width)
     return Prediction(state.parameters, state.gradients, state.optimizer, temporary, kept)
 
 

@@ -122,17 +122,27 @@ def temporary_bytes(stage: int, rest: int, block: int, layers: int, micro_batche
     return 2 * rest + min(layers + 1, 4) * block + parts_of
 
 
-def activations(layers: int, hidden: int, heads: int, sequence: int, samples: int, item: int, recompute: bool) -> int:
+def activations(
+    layers: int,
+    hidden: int,
+    heads: int,
+    sequence: int,
+    samples: int,
+    item: int,
+    recompute: bool,
+    key_width: int | None = None,
+) -> int:
     """Return the bytes that records keep for backward at their most, for `samples` sequences at once.
 
-    A layer keeps 16·N·D elements for N tokens: the input of both normalisations and what they make, queries, keys and values,
-    the attention's result, and the hidden layer before and after GELU (4·D each); besides, 4·N means and deviations and
-    H·N·S attention weights. With recomputation it keeps its input, N·D, and one layer at a time the rest; the model's ends
-    keep the tokens, the last normalisation's input and result, and the gradient of the logits.
+    A layer keeps 14·N·D + 2·N·K elements for N tokens: the input of both normalisations and what they make, queries, keys and
+    values (of width K, D by default), the attention's result, and the hidden layer before and after GELU (4·D each); besides,
+    4·N means and deviations and H·N·S attention weights. With recomputation it keeps its input, N·D, and one layer at a time
+    the rest; the model's ends keep the tokens, the last normalisation's input and result, and the gradient of the logits.
     """
     tokens = samples * sequence
     x = tokens * hidden * item
-    layer = 16 * x + (4 * tokens + heads * tokens * sequence) * item
+    keys = tokens * (hidden if key_width is None else key_width) * item
+    layer = 14 * x + 2 * keys + (4 * tokens + heads * tokens * sequence) * item
     inputs = samples * (sequence + 1) * 8 + sequence * 8  # whole numbers of 64 bits: windows, and positions
     head = 2 * x + (2 * tokens + 256 * tokens) * item
     if not recompute:
@@ -140,10 +150,12 @@ def activations(layers: int, hidden: int, heads: int, sequence: int, samples: in
     return layers * x + inputs + max(head, layer - x)
 
 
-def gpt_parameters(layers: int, hidden: int, sequence: int, vocabulary: int = 256) -> int:
+def gpt_parameters(layers: int, hidden: int, sequence: int, vocabulary: int = 256, key_width: int | None = None) -> int:
     """Return the number of parameters of a GPT.
 
-    A layer has 12·D² weights (3·D² to queries, keys and values, D² back, 4·D² up and 4·D² down) and 13·D
-    biases and normalisation parameters; the embeddings have a vector for every token and position.
+    A layer has 10·D² + 2·D·K weights (D² to queries, D·K to keys and to values, whose width K is D by default, D² back, 4·D² up
+    and 4·D² down) and 11·D + 2·K biases and normalisation parameters; the embeddings have a vector for every token and position.
     """
-    return layers * (12 * hidden + 13) * hidden + (vocabulary + sequence + 2) * hidden
+    keys = hidden if key_width is None else key_width
+    layer = (10 * hidden + 11) * hidden + 2 * keys * (hidden + 1)
+    return layers * layer + (vocabulary + sequence + 2) * hidden

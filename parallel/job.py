@@ -117,7 +117,7 @@ def _check_memory(options: Options) -> None:
     """Raise ConfigurationError if what a rank holds in any case is more than this machine has in all."""
     c = options.training
     storage, itemsize = c.sharding.storage.itemsize, c.sharding.compute.itemsize
-    parameters = gpt_parameters(c.layers, c.hidden, c.seq)
+    parameters = gpt_parameters(c.layers, c.hidden, c.seq, key_width=c.key_width)
     state = model_state(c.zero, options.ranks // c.replicas, parameters, storage, itemsize)
     logits = c.batch // options.ranks // c.micro_batches * c.seq * 256 * itemsize
     windows = max(1, c.validation_batches) * c.batch // options.ranks * (c.seq + 1) * 8

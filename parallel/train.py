@@ -52,6 +52,7 @@ class TrainingConfiguration:
     layers: int = 4
     hidden: int = 128
     heads: int = 4
+    kv_heads: int | None = None
     seq: int = 64
     batch: int = 16
     micro_batches: int = 1
@@ -74,6 +75,11 @@ class TrainingConfiguration:
     def sharding(self) -> Sharding:
         """How the model is held and sent."""
         return Sharding(self.zero, self.dtype, self.replicas, not self.keep_parameters, self.recompute, self.exact)
+
+    @property
+    def key_width(self) -> int:
+        """The width of all keys of a position, and of all values."""
+        return (self.heads if self.kv_heads is None else self.kv_heads) * (self.hidden // self.heads)
 
     def check(self, ranks: int) -> None:
         """Raise ConfigurationError unless `ranks` ranks can train so."""
@@ -106,6 +112,10 @@ class TrainingConfiguration:
             raise ConfigurationError("--replicas is for sharded models: give --zero 1, 2 or 3 as well")
         if self.hidden % self.heads:
             raise ConfigurationError(f"--heads must divide --hidden, but {self.hidden} is no multiple of {self.heads}")
+        if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
+            raise ConfigurationError(
+                f"--kv-heads must divide --heads, but {self.heads} is no multiple of {self.kv_heads}"
+            )
         if self.batch < ranks:
             raise ConfigurationError(
                 f"more ranks than data: a global --batch of {self.batch} sequences leaves some of "
@@ -154,7 +164,7 @@ class Trainer:
         corpus.check(c.seq)
         keep_freed_memory()
         self.corpus, self.metrics, self.files = corpus, communicator.dup(), communicator.dup()
-        self.model = GPT(GPTConfiguration(c.layers, c.hidden, c.heads, c.seq, dropout=c.dropout))
+        self.model = GPT(GPTConfiguration(c.layers, c.hidden, c.heads, c.seq, dropout=c.dropout, groups=c.kv_heads))
         self.replica = DataParallel(self.model, communicator, c.sharding, c.seed, timeline)
         self.optimizer = AdamW([unit.shard for unit in self.replica.units], weight_decay=c.weight_decay)
         self.loss_scale = LossScale(2.0**16, 1000) if c.dtype == "float16" else LossScale()
@@ -264,15 +274,15 @@ class Trainer:
         """
         if self.steps:
             raise ValueError(f"restore: this trainer has taken {self.steps} steps; make another one")
-        mine = asdict(self.configuration)
+        mine = _with_kv_heads(asdict(self.configuration))
         differing: list[str] = []
 
         def check(metadata: Any) -> None:
-            saved = metadata["configuration"]
-            for name in ("layers", "hidden", "heads", "seq", "batch", "seed"):
+            saved = _with_kv_heads(metadata["configuration"])
+            for name in ("layers", "hidden", "heads", "kv_heads", "seq", "batch", "seed"):
                 if saved[name] != mine[name]:
                     raise CheckpointError(
-                        f"--{name} is {mine[name]}, but the checkpoint in {directory} was written with {saved[name]}"
+                        f"--{name.replace('_', '-')} is {mine[name]}, but the checkpoint in {directory} was written with {saved[name]}"
                     )
             if metadata["corpus"] != self.corpus.digest:
                 raise CheckpointError(f"--data is not what the checkpoint in {directory} was trained on")
@@ -316,13 +326,19 @@ class Trainer:
         return self.replica.wait_seconds + sum(self.metrics.stats.wait_seconds.values())
 
 
+def _with_kv_heads(configuration: dict[str, Any]) -> dict[str, Any]:
+    """With their number where it is None, or in no checkpoint of an earlier version."""
+    kv_heads = configuration.get("kv_heads")
+    return {**configuration, "kv_heads": configuration["heads"] if kv_heads is None else kv_heads}
+
+
 def generate(
     weights: dict[str, Array], configuration: TrainingConfiguration, characters: int,
     prompt: bytes = b"def ", temperature: float = 0.8,
 ) -> bytes:  # fmt: skip
     """Return `prompt` and as many bytes drawn from a model with these weights, the same for the same weights and seed."""
     c = configuration
-    model = GPT(GPTConfiguration(c.layers, c.hidden, c.heads, c.seq))
+    model = GPT(GPTConfiguration(c.layers, c.hidden, c.heads, c.seq, groups=c.kv_heads))
     for name, parameter in model.named_parameters():
         parameter.data = weights[name]
     text = list(prompt)

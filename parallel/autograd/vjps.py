@@ -2,8 +2,8 @@
 
 Rows are as coarse as a transformer's parts, so that each pass over memory is a deliberate one; what is no matrix
 product is a fused kernel. Notation in the comments: N tokens (all leading axes flattened), B sequences, S positions,
-D width, H heads, E = D/H, V vocabulary; g is the gradient of the row's result. To add an operation write its
-functions, add its row to TABLE, and a case to the table's test.
+D width, V vocabulary; g is the gradient of the row's result. The rows of attention are made in `attention.py`. To
+add an operation write its functions, add its row to TABLE, and a case to the table's test.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from kernels import fused
+from parallel.autograd.attention import causal_attention as causal_attention
 from parallel.autograd.tensor import Array, Operation, Saved, Tensor, VectorJacobianProduct, array_module, is_recording
 
 _ONE_HOT_LIMIT = 1024
-_ATTENTION_RUN = 64
 
 
 def _flat(array: Array) -> Array:
@@ -171,62 +171,6 @@ def _dropped(array: Array, options: dict[str, Any]) -> Array:
     return result.reshape(array.shape)
 
 
-# causal_attention: softmax(q·kᵀ/√E, over earlier positions)·v for every head, from packed (B, S, H·3·E)
-# (Vaswani 2017)
-
-
-def _heads(packed: Array, heads: int) -> Array:
-    """The queries, keys and values of packed (B, S, H·3·E), each (B, H, S, E), as views."""
-    sequences, positions, width = packed.shape
-    return packed.reshape(sequences, positions, heads, 3, width // (3 * heads)).transpose(3, 0, 2, 1, 4)
-
-
-def _runs(positions: int) -> list[slice]:
-    """Positions in runs: no product is made of the keys of runs behind the queries'."""
-    return [slice(start, min(start + _ATTENTION_RUN, positions)) for start in range(0, positions, _ATTENTION_RUN)]
-
-
-def _causal_attention(packed: Tensor, heads: int) -> tuple[Array, Saved]:
-    data = packed.data
-    xp = array_module(data)
-    sequences, positions, width = data.shape
-    size = width // (3 * heads)
-    q, k, v = _heads(data, heads)
-    weights = xp.empty((sequences, heads, positions, positions), data.dtype)
-    for run in _runs(positions):
-        seen = slice(0, run.stop)
-        xp.matmul(q[:, :, run], k[:, :, seen].swapaxes(-1, -2), out=weights[:, :, run, seen])
-    fused.causal_softmax(weights, 1 / math.sqrt(size), 0)
-    result = xp.empty((sequences, positions, heads, size), data.dtype)
-    by_head = result.transpose(0, 2, 1, 3)
-    for run in _runs(positions):
-        seen = slice(0, run.stop)
-        xp.matmul(weights[:, :, run, seen], v[:, :, seen], out=by_head[:, :, run])
-    return result.reshape(sequences, positions, heads * size), (data, weights)
-
-
-def _causal_attention_packed(g: Array, saved: Saved) -> Array:
-    packed, weights = saved
-    xp = array_module(g)
-    sequences, heads, positions, _ = weights.shape
-    q, k, v = _heads(packed, heads)
-    size = q.shape[-1]
-    g = g.reshape(sequences, positions, heads, size).transpose(0, 2, 1, 3)
-    gradient = xp.empty_like(packed)
-    q_gradient, k_gradient, v_gradient = _heads(gradient, heads)
-    scores = xp.empty_like(weights)
-    for run in _runs(positions):
-        seen = slice(0, run.stop)
-        xp.matmul(g[:, :, run], v[:, :, seen].swapaxes(-1, -2), out=scores[:, :, run, seen])
-    fused.causal_softmax_backward(scores, weights, 1 / math.sqrt(size), 0, scores)
-    for run in _runs(positions):
-        seen, seeing = slice(0, run.stop), slice(run.start, positions)
-        xp.matmul(scores[:, :, run, seen], k[:, :, seen], out=q_gradient[:, :, run])
-        xp.matmul(scores[:, :, seeing, run].swapaxes(-1, -2), q[:, :, seeing], out=k_gradient[:, :, run])
-        xp.matmul(weights[:, :, seeing, run].swapaxes(-1, -2), g[:, :, seeing], out=v_gradient[:, :, run])
-    return gradient
-
-
 # cross_entropy: scale · Σ over tokens of −log softmax(logits)[target]; the sum is in float64 whatever the
 # dtype of the logits
 
@@ -253,7 +197,6 @@ embedding = Operation("embedding", _embedding, (_embedding_table,))
 layer_norm = Operation("layer_norm", _layer_norm, _together(_layer_norm_products, 3))
 gelu = Operation("gelu", _gelu, _together(_gelu_products, 2))
 dropout = Operation("dropout", _dropout, (_dropout_x,))
-causal_attention = Operation("causal_attention", _causal_attention, (_causal_attention_packed,))
 cross_entropy = Operation("cross_entropy", _cross_entropy, (_cross_entropy_logits,))
 
 TABLE: dict[str, Operation] = {

@@ -17,7 +17,8 @@ from parallel.nn.module import Module
 class GPTConfiguration:
     """The shape of a GPT: layers, width, heads (which divide the width), longest sequence, and vocabulary.
 
-    `dropout`: the probability with which elements are dropped after the embeddings and both parts of a layer.
+    `dropout`: the probability with which elements are dropped after the embeddings and both parts of a layer. `groups`:
+    heads of keys and values, which divide the heads; as many by default.
     """
 
     layers: int
@@ -26,15 +27,18 @@ class GPTConfiguration:
     sequence: int
     vocabulary: int = 256
     dropout: float = 0.0
+    groups: int | None = None
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if name != "dropout" and value < 1:
+            if name != "dropout" and value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}")
         if self.hidden % self.heads:
             raise ValueError(f"heads must divide hidden, but {self.hidden} is no multiple of {self.heads}")
+        if self.groups is not None and self.heads % self.groups:
+            raise ValueError(f"groups must divide heads, but {self.heads} is no multiple of {self.groups}")
 
 
 class Block(Module):
@@ -45,7 +49,7 @@ class Block(Module):
         # Two residual additions a layer: with this factor the stream's variance does not grow with depth.
         deviation = initial_deviation(width) / math.sqrt(2 * configuration.layers)
         self.attention_norm = LayerNorm(width)
-        self.attention = CausalSelfAttention(width, configuration.heads, deviation)
+        self.attention = CausalSelfAttention(width, configuration.heads, deviation, configuration.groups)
         self.feed_forward_norm = LayerNorm(width)
         self.feed_forward = FeedForward(width, deviation)
         self._number, self._dropout = number, configuration.dropout

@@ -53,22 +53,25 @@ class LayerNorm(Module):
 
 
 class CausalSelfAttention(Module):
-    """Multi-head attention of each position to itself and earlier ones.
+    """Attention of each position to itself and earlier ones, by `heads` heads in `groups` groups (each its own by default).
 
-    The rows of the packed projection are ordered head, (query, key, value), element: a run of rows is a run
-    of heads.
+    The heads of a group share keys and values (Ainslie 2023, arXiv 2305.13245). The rows of the packed projection are
+    ordered group, (queries of the group's heads, key, value), element: a run of rows is a run of groups.
     """
 
-    def __init__(self, width: int, heads: int, output_deviation: float) -> None:
+    def __init__(self, width: int, heads: int, output_deviation: float, groups: int | None = None) -> None:
         if width % heads:
             raise ValueError(f"attention: {heads} heads do not divide a width of {width}")
-        self.heads = heads
-        self.packed = Linear(width, 3 * width)
+        self.heads, self.groups = heads, heads if groups is None else groups
+        if self.groups < 1 or heads % self.groups:
+            raise ValueError(f"attention: groups must divide heads, but {heads} is no multiple of {groups}")
+        self.packed = Linear(width, width + 2 * self.groups * (width // heads))
         self.output = Linear(width, width, output_deviation)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (sequences, positions, width) to the same shape."""
-        mixed: Tensor = self.output(vjps.causal_attention(self.packed(x), heads=self.heads))
+        attended = vjps.causal_attention(self.packed(x), heads=self.heads, groups=self.groups)
+        mixed: Tensor = self.output(attended)
         return mixed
 
 

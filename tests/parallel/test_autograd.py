@@ -81,15 +81,6 @@ def test_gelu_of_a_strided_array_is_that_of_its_copy() -> None:
     check_gradients(gelu, x)
 
 
-@pytest.mark.parametrize("run", [1, 2, 3, 64])
-def test_attention_in_runs_of_positions_is_attention(run: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    packed = np.random.default_rng(1).standard_normal((2, 5, 12))
-    whole = vjps.causal_attention(Tensor(packed), heads=2).data
-    monkeypatch.setattr(vjps, "_ATTENTION_RUN", run)
-    np.testing.assert_allclose(vjps.causal_attention(Tensor(packed), heads=2).data, whole, rtol=1e-13)
-    check_gradients(lambda x: vjps.causal_attention(x, heads=2), packed)
-
-
 def test_the_check_finds_a_wrong_product() -> None:
     doubled = Operation("doubled", lambda x: (x.data * 2, ()), (lambda g, _saved: g * 2.001,))
     with pytest.raises(GradientError, match=r"input 0, element \(0,\): .* central differences"):
