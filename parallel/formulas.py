@@ -15,6 +15,14 @@ def share(count: int, parts: int, index: int) -> range:
     return range(start, start + quotient + (index < remainder))
 
 
+def zigzag(sequence: int, ranks: int, rank: int) -> tuple[range, range]:
+    """Return the positions that a rank holds where ranks share a sequence: blocks `rank` and 2·ranks − 1 − `rank` of 2·ranks.
+
+    With causal attention, all ranks then have the same to compute (Llama 3 2024, arXiv 2407.21783, section 3.3.2).
+    """
+    return share(sequence, 2 * ranks, rank), share(sequence, 2 * ranks, 2 * ranks - 1 - rank)
+
+
 def ring_bytes(collective: str, nbytes: int, ranks: int) -> int:
     """Return the bytes that every rank sends in a collective of a large buffer of equal blocks, the least there can be.
 
@@ -22,6 +30,23 @@ def ring_bytes(collective: str, nbytes: int, ranks: int) -> int:
     """
     halves = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "all_to_all": 1}[collective]
     return halves * (ranks - 1) * nbytes // ranks
+
+
+def ring_attention_bytes(
+    ranks: int, rank: int, samples: int, sequence: int, key_width: int, item: int
+) -> tuple[int, int]:
+    """Return the bytes that a rank sends in `ring_attention`, forward and backward.
+
+    Forward, it passes on the keys and values of all ranks but the next one, 2·(p − 1)/p·N·K elements for N tokens where blocks
+    are equal; backward, the same again, and their gradients, of all ranks but itself.
+    """
+
+    def others(left_out: int) -> int:
+        held = sum(map(len, zigzag(sequence, ranks, left_out)))
+        return 2 * samples * (sequence - held) * key_width * item
+
+    forward = others((rank + 1) % ranks)
+    return forward, forward + others(rank)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import numpy as np
 
 from kernels import fused
 from parallel.autograd.attention import causal_attention as causal_attention
+from parallel.autograd.attention import ring_attention as ring_attention
 from parallel.autograd.tensor import Array, Operation, Saved, Tensor, VectorJacobianProduct, array_module, is_recording
 
 _ONE_HOT_LIMIT = 1024
@@ -201,5 +202,16 @@ cross_entropy = Operation("cross_entropy", _cross_entropy, (_cross_entropy_logit
 
 TABLE: dict[str, Operation] = {
     row.name: row
-    for row in (add, project, linear, embedding, layer_norm, gelu, dropout, causal_attention, cross_entropy)
+    for row in (
+        add,
+        project,
+        linear,
+        embedding,
+        layer_norm,
+        gelu,
+        dropout,
+        causal_attention,
+        ring_attention,
+        cross_entropy,
+    )
 }

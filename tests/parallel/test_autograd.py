@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from collectives.testing import run_ranks
 from parallel.autograd import (
     TABLE,
     GradientError,
@@ -41,6 +42,12 @@ CASES: dict[str, Callable[[Draw, int, int, int, int], None]] = {
     ),
     "causal_attention": lambda draw, b, s, h, e: check_gradients(
         lambda packed: vjps.causal_attention(packed, heads=h), draw(b, s, 3 * h * e)
+    ),
+    "ring_attention": lambda draw, b, s, h, e: run_ranks(
+        1,
+        lambda axis: check_gradients(
+            lambda packed: vjps.ring_attention(packed, heads=h, axis=axis, sequence=s), draw(b, s, 3 * h * e)
+        ),
     ),
     "cross_entropy": lambda draw, b, s, h, _e: check_gradients(
         lambda logits: vjps.cross_entropy(logits, targets=tokens(b, s, h), scale=0.3), draw(b, s, h)
