@@ -14,7 +14,7 @@ from bench.training.contestants import ALONE, TORCH, names
 from bench.training.driver import measure
 from bench.training.table import HEADER, TITLE, line, rows, summary
 from bench.training.worker import Specification
-from parallel.train import ConfigurationError, TrainingConfiguration
+from parallel.configuration import ConfigurationError, TrainingConfiguration
 
 _STEPS = 1000
 """The learning rate is planned for so many, of which only the first are taken."""

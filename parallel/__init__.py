@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from parallel.autograd import Tensor, check_gradients, no_gradient
+    from parallel.configuration import TrainingConfiguration
     from parallel.data import Corpus, load
     from parallel.data_parallel import DataParallel
     from parallel.nn import GPT, GPTConfiguration, Module, Parameter
     from parallel.optim import AdamW
     from parallel.sharding import Sharding
-    from parallel.train import Trainer, TrainingConfiguration
+    from parallel.train import Trainer
 
 _MODULES = {
     "Tensor": "autograd",
@@ -31,7 +32,7 @@ _MODULES = {
     "Parameter": "nn",
     "AdamW": "optim",
     "Trainer": "train",
-    "TrainingConfiguration": "train",
+    "TrainingConfiguration": "configuration",
 }
 
 __all__ = [

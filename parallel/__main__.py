@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 import os
 import signal
 import sys
@@ -14,9 +15,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import collectives
 from collectives.start import check_launch, launched_rank
+from parallel.configuration import ConfigurationError, TrainingConfiguration
 from parallel.job import USAGE_ERROR, USAGE_ERRORS, Options, complain, prepare, run
+from parallel.mesh import MeshError, parse_layout
 from parallel.schedules.command import add_command as add_schedules_command
-from parallel.train import ConfigurationError, TrainingConfiguration, parse_layout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,11 +43,18 @@ _HELP = {
     "replicas": "groups of ranks that each hold one sharded model (HSDP)",
     "keep_parameters": "with stage 3, keep gathered parameters until backward",
     "recompute": "keep only the inputs of layers for backward, and compute the rest again",
+    "sequence_parallel": "share the positions among the tensor-parallel ranks where layers are not cut",
+    "schedule": "of the pipeline: gpipe, 1f1b, interleaved, zb-h1 or zb-v",
+    "chunks": "stages a rank has in the pipeline; 0 for as many as is usual with the schedule",
+    "stage_layers": "layers of each stage, such as 3,5; balanced by measured cost by default",
     "exact": "sum in an order that depends on no layout: the same bits on any number of ranks",
     "seed": "of weights, data order and sampling",
     "validation_batches": "global batches on which validation is measured",
 }
 
+
+_AXES = ("tp", "pp", "cp")
+"""Fields of the configuration that --layout gives."""
 
 _HEAD_START_SECONDS = 1.0
 """Launchers end all ranks when the first one fails; rank 0 should have spoken by then."""
@@ -100,11 +109,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_training(train: argparse.ArgumentParser) -> None:
-    train.add_argument("--layout", default="dp4", help="dp and the number of ranks among which each batch is shared")
+    train.add_argument(
+        "--layout",
+        default="dp4",
+        help="axes of the mesh and their ranks, such as dp2,tp2,pp2: dp shares each batch, tp cuts layers, pp has stages of "
+        "layers, cp cuts sequences",
+    )
     train.add_argument(
         "--data", required=True, help="a file, a folder, or stdlib: the sources of Python's standard library"
     )
     for field in fields(TrainingConfiguration):
+        if field.name in _AXES:
+            continue
         flag, kind = f"--{field.name.replace('_', '-')}", int if field.default is None else type(field.default)
         if kind is bool:
             train.add_argument(flag, action="store_true", help=_HELP[field.name])
@@ -139,6 +155,11 @@ def _add_files(train: argparse.ArgumentParser) -> None:
 def _options(arguments: argparse.Namespace) -> Options:
     warmup = min(TrainingConfiguration.warmup, max(1, arguments.steps // 10))
     given = {"warmup": warmup, "kv_heads": None, **vars(arguments)}
+    try:
+        sizes = parse_layout(arguments.layout)
+    except MeshError as error:
+        raise ConfigurationError(str(error)) from error
+    given.update({axis: sizes[axis] for axis in _AXES})
     training = TrainingConfiguration(**{field.name: given[field.name] for field in fields(TrainingConfiguration)})
     others: dict[str, Any] = {
         field.name: getattr(arguments, field.name, field.default)
@@ -146,7 +167,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         if field.name not in ("ranks", "training", "stages")
     }
     stages = arguments.command == "stages"
-    return Options(ranks=parse_layout(arguments.layout), training=training, stages=stages, **others)
+    return Options(ranks=math.prod(sizes.values()), training=training, stages=stages, **others)
 
 
 def _join(ranks: int) -> collectives.Communicator | None:

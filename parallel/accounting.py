@@ -6,30 +6,39 @@ may go by an algorithm that sends more; what counts for it is the number that th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from collectives.select import LARGE_MESSAGE
-from parallel.exact import most_nodes
+from parallel.activations import Shape, most_kept
+from parallel.autograd.across import chunks
+from parallel.axis import TILES, Cut
+from parallel.exact import most_nodes, sample_runs
 from parallel.formulas import (
     Memory,
     Prediction,
-    activations,
     model_state,
+    ring_attention_bytes,
     ring_bytes,
     share,
     step_calls,
     temporary_bytes,
+    tensor_gathers,
+    tensor_sums,
 )
 
 if TYPE_CHECKING:
     from typing import Any
 
     from collectives import Communicator
+    from parallel.nn import Extent
     from parallel.train import Trainer
 
 _LINE = 64
+_FLOAT64 = np.dtype(np.float64)
+_VOCABULARY = 256
 
 
 def memory(trainer: Trainer) -> Memory:
@@ -53,56 +62,95 @@ def memory(trainer: Trainer) -> Memory:
 def expected_memory(trainer: Trainer) -> Prediction:
     """Return what `memory` must be after a step, from the formulas.
 
-    There is none for the buffers of mixed precision, of exact sums and of kept parameters.
+    There is none for the buffers of mixed precision, of exact sums, of kept parameters, and of a pipeline's stages.
     """
     c, replica, sharding = trainer.configuration, trainer.replica, trainer.configuration.sharding
     sizes = [unit.layout.padded for unit in replica.units]
     storage, compute = sharding.storage.itemsize, sharding.compute.itemsize
     state = model_state(c.zero, replica.group.size, sum(sizes), storage, compute)
     temporary = None
-    if not (sharding.mixed or c.exact or c.keep_parameters):
+    if not (sharding.mixed or c.exact or c.keep_parameters or c.pp > 1):
         rest, block = sizes[0] * storage, sizes[-1] * storage
         temporary = temporary_bytes(c.zero, rest, block, c.layers, c.micro_batches, replica.group.size)
-    samples = 1 if c.exact else len(share(len(replica.samples(c.batch)), c.micro_batches, 0))
-    kept = activations(c.layers, c.hidden, c.heads, c.seq, samples, compute, c.recompute, c.key_width)
+    row = trainer.pipeline.schedule.rows[trainer.mesh.pp.rank]
+    extents = [chunk.model.extent for chunk in replica.chunks]
+    kept = most_kept(row, extents, _samples(trainer), _shape(trainer), c.recompute)
     return Prediction(state.parameters, state.gradients, state.optimizer, temporary, kept)
 
 
 def traffic(trainer: Trainer) -> dict[str, int]:
     """Return the bytes that this rank has sent on each axis so far; what is under way must be finished first."""
-    return {name: axis.stats.bytes_sent for name, axis in _axes(trainer).items()}
+    return {name: 0 if axis is None else axis.stats.bytes_sent for name, axis in _axes(trainer).items()}
 
 
 def expected_traffic(trainer: Trainer, validations: int) -> dict[str, int]:
     """Return what `traffic` must be after the steps taken here and so many validations."""
-    c, replica, axes = trainer.configuration, trainer.replica, _axes(trainer)
     steps = trainer.steps - trainer.first
-    batches = len(share(c.batch, replica.ranks, 0)) if c.exact else c.micro_batches
-    nodes, group_nodes = (most_nodes(c.batch, replica.ranks, merged) for merged in (1, replica.group.size))
-    sent = dict.fromkeys(axes, 0)
-    for unit in replica.units:
-        whole, part = unit.layout.padded, unit.layout.padded // replica.group.size
-        for call in step_calls(c.zero, c.exact, batches, not c.keep_parameters, c.replicas):
-            elements = {"whole": whole, "part": part, "nodes": whole * nodes, "groups": part * group_nodes * c.replicas}
-            dtype = c.sharding.compute if call.computes else c.sharding.storage
-            times = call.times * (steps - trainer.skipped if call.updates else steps)
-            sent[call.axis] += times * _sent(axes[call.axis], call.collective, elements[call.what], dtype)
-        # In stage 3 a validation gathers; stages 1 and 2 gather what they did not read from a checkpoint.
-        passes = validations * trainer.evaluations(c.validation_batches * c.batch)
-        gathers = passes if c.zero == 3 else int(trainer.restored and c.zero > 0)
-        sent["gather"] += gathers * _sent(axes["gather"], "all_gather", whole, c.sharding.storage)
-    sent["metrics"] = _expected_metrics(trainer, steps, validations)
-    return sent
+    evaluated = _evaluated(trainer)
+    return {
+        **_of_data(trainer, steps, validations),
+        "tensor": steps * (_of_tensor(trainer, _samples(trainer), True) + _of_copied(trainer))
+        + validations * _of_tensor(trainer, evaluated, False),
+        "context": steps * _of_context(trainer, _samples(trainer), True)
+        + validations * _of_context(trainer, evaluated, False),
+        "pipeline": steps * _of_pipeline(trainer, _samples(trainer), True)
+        + validations * _of_pipeline(trainer, evaluated, False),
+        "tied": steps * _of_tied(trainer),
+        "metrics": _of_metrics(trainer, steps, validations),
+    }
 
 
-def _axes(trainer: Trainer) -> dict[str, Communicator]:
+def _axes(trainer: Trainer) -> dict[str, Communicator | None]:
     replica = trainer.replica
     return {
         "gather": replica.gathers,
         "reduce": replica.reduces,
         "replicate": replica.replicates,
+        "tensor": trainer.mesh.tp,
+        "context": trainer.mesh.cp,
+        "pipeline": trainer.mesh.pp,
+        "tied": trainer.tied,
         "metrics": trainer.metrics,
     }
+
+
+def _samples(trainer: Trainer) -> list[int]:
+    """How many samples each micro-batch of this rank holds."""
+    mine, count = len(trainer.samples(trainer.configuration.batch)), trainer.pipeline.schedule.micro_batches
+    if trainer.configuration.exact:
+        return [1] * mine + [0] * (count - mine)
+    return [len(share(mine, count, number)) for number in range(count)]
+
+
+def _evaluated(trainer: Trainer) -> list[int]:
+    """How many samples go together in a validation."""
+    c = trainer.configuration
+    windows = c.validation_batches * c.batch
+    mine, at_once = len(trainer.samples(windows)), trainer.at_once
+    parts = [min(at_once, mine - start) for start in range(0, mine, at_once)]
+    return parts + [1] * (trainer.evaluations(windows) - len(parts))
+
+
+def _extents(trainer: Trainer) -> list[Extent]:
+    return [chunk.model.extent for chunk in trainer.replica.chunks]
+
+
+def _shape(trainer: Trainer) -> Shape:
+    c, ranks, rank = trainer.configuration, trainer.mesh.tp.size, trainer.mesh.tp.rank
+    within = trainer.positions
+    between = len(share(within, ranks, rank)) if c.sequence_parallel else within
+    head, groups = c.hidden // c.heads, len(share(c.groups, ranks, rank))
+    cuts = [len(_cut(trainer, length).elements) for length in (4 * c.hidden, _VOCABULARY)]
+    return Shape(
+        hidden=c.hidden, head=head, heads=groups * (c.heads // c.groups), groups=groups, inner=cuts[0], vocabulary=cuts[1],
+        within=within, between=between, item=c.sharding.compute.itemsize, ring=c.cp > 1,
+    )  # fmt: skip
+
+
+def _cut(trainer: Trainer, length: int, pieces: int | None = None) -> Cut:
+    if pieces is None:
+        pieces = min(TILES, length) if trainer.configuration.exact else length
+    return Cut(length, pieces, trainer.mesh.tp.size, trainer.mesh.tp.rank)
 
 
 def _sent(axis: Communicator, collective: str, elements: int, dtype: np.dtype[Any]) -> int:
@@ -112,17 +160,153 @@ def _sent(axis: Communicator, collective: str, elements: int, dtype: np.dtype[An
     return axis.explain(collective, nbytes, dtype=dtype).bytes_sent[axis.rank]
 
 
-def _expected_metrics(trainer: Trainer, steps: int, validations: int) -> int:
-    """The loss and the norm of each step, and the loss of each validation; exact sums gather them."""
+# Data parallelism and ZeRO
+
+
+def _of_data(trainer: Trainer, steps: int, validations: int) -> dict[str, int]:
+    c, replica = trainer.configuration, trainer.replica
+    axes = {"gather": replica.gathers, "reduce": replica.reduces, "replicate": replica.replicates}
+    batches = trainer.pipeline.schedule.micro_batches
+    nodes, group_nodes = (most_nodes(sample_runs(c.batch, replica.ranks, n)) for n in (1, replica.group.size))
+    sent = dict.fromkeys(axes, 0)
+    for unit in replica.units:
+        whole, part = unit.layout.padded, unit.layout.padded // replica.group.size
+        for call in step_calls(c.zero, c.exact, batches, not c.keep_parameters, c.replicas):
+            elements = {"whole": whole, "part": part, "nodes": whole * nodes, "groups": part * group_nodes * c.replicas}
+            dtype = c.sharding.compute if call.computes else c.sharding.storage
+            times = call.times * (steps - trainer.skipped if call.updates else steps)
+            sent[call.axis] += times * _sent(axes[call.axis], call.collective, elements[call.what], dtype)
+        # In stage 3 a validation gathers; stages 1 and 2 gather what they did not read from a checkpoint.
+        passes = validations * len(_evaluated(trainer))
+        gathers = passes if c.zero == 3 else int(trainer.restored and c.zero > 0)
+        sent["gather"] += gathers * _sent(axes["gather"], "all_gather", whole, c.sharding.storage)
+    return sent
+
+
+# Tensor parallelism
+
+
+def _of_tensor(trainer: Trainer, samples: list[int], backward: bool) -> int:
+    """What one step, or one validation, sends for layers that are cut."""
+    c, axis = trainer.configuration, trainer.mesh.tp
+    if axis.size == 1:
+        return 0
+    total = 0
+    for extent in _extents(trainer):
+        args = len(extent.layers), extent.first, extent.last, backward, c.recompute
+        for count in samples:
+            for collective, elements, times in _crossings(trainer, *args, count):
+                total += times * _sent(axis, collective, elements, c.sharding.compute)
+    return total
+
+
+def _crossings(
+    trainer: Trainer, layers: int, first: bool, last: bool, backward: bool, recompute: bool, samples: int
+) -> Iterator[tuple[str, int, int]]:
+    """Yield the collectives of a micro-batch in a stage: (collective, elements, times)."""
+    c, axis = trainer.configuration, trainer.mesh.tp
+    tokens = samples * trainer.positions
+    whole = tokens * c.hidden
+    if last:
+        yield "all_reduce", tokens, 1
+        if c.exact:
+            yield "all_gather", axis.size * _cut(trainer, _VOCABULARY).most_nodes * tokens, 1
+            yield "all_reduce", tokens, 1
+        else:
+            yield "all_reduce", 2 * tokens, 1
+    if c.exact:
+        yield from _exact_crossings(trainer, layers, first, last, backward, recompute, samples)
+        return
+    if c.sequence_parallel:
+        yield "all_gather", whole, tensor_gathers(layers, first, last, backward, recompute)
+    # What a layer adds up forward goes in parts.
+    forward = 2 * layers * (2 if backward and recompute else 1)
+    collective, rows = ("reduce_scatter", samples) if c.sequence_parallel else ("all_reduce", tokens)
+    for part in chunks(rows):
+        yield collective, (part.stop - part.start) * (whole // rows), forward
+    yield collective, whole, tensor_sums(layers, first, last, backward, recompute) - forward
+
+
+def _exact_crossings(
+    trainer: Trainer, layers: int, first: bool, last: bool, backward: bool, recompute: bool, samples: int
+) -> Iterator[tuple[str, int, int]]:
+    """The same, where ranks exchange the nodes of a tree."""
+    c, size = trainer.configuration, trainer.mesh.tp.size
+    whole = samples * trainer.positions * c.hidden
+    attention, hidden = (_cut(trainer, c.hidden, c.groups), _cut(trainer, 4 * c.hidden))
+    sums = [(attention, layers), (hidden, layers)] * (2 if backward and recompute else 1)
+    if backward:
+        sums += [(attention, layers), (hidden, layers)] + ([(_cut(trainer, _VOCABULARY), 1)] if last else [])
+    length = -(-whole // size)  # every rank adds up an equal part
+    for cut, times in sums:
+        yield "all_to_all", size * cut.most_nodes * length, times
+        if not c.sequence_parallel:
+            yield "all_gather", size * length, times
+    if not c.sequence_parallel:
+        if first:
+            yield "all_reduce", whole, 1
+        return
+    yield "all_gather", whole, tensor_gathers(layers, first, last, backward, recompute)
+    if first:
+        yield "reduce_scatter", whole, 1
+    if backward and samples:
+        runs = [share(trainer.positions, size, rank) for rank in range(size)]
+        yield "all_gather", size * most_nodes(runs) * c.hidden, 2 * layers  # biases
+        yield "all_gather", size * most_nodes(runs) * 2 * c.hidden, 2 * layers + last  # normalisations
+
+
+def _of_copied(trainer: Trainer) -> int:
+    """What one step sends to add up gradients of which every tensor-parallel rank makes a part."""
+    c, axis = trainer.configuration, trainer.mesh.tp
+    dtype = c.sharding.compute if c.zero > 1 or c.exact else c.sharding.storage
+    mine = len(trainer.samples(c.batch))
+    times = mine if c.exact else trainer.pipeline.schedule.micro_batches if c.zero > 1 else 1
+    sizes = [unit.layout.size - unit.layout.copied for unit in trainer.replica.units]
+    return sum(times * _sent(axis, "all_reduce", size, dtype) for size in sizes if size)
+
+
+# Context parallelism, and pipelines
+
+
+def _of_context(trainer: Trainer, samples: list[int], backward: bool) -> int:
+    c, axis, shape = trainer.configuration, trainer.mesh.cp, _shape(trainer)
+    if axis.size == 1:
+        return 0
+    layers, total = sum(len(extent.layers) for extent in _extents(trainer)), 0
+    for count in samples:
+        there, back = ring_attention_bytes(axis.size, axis.rank, count, c.seq, shape.groups * shape.head, shape.item)
+        total += layers * (there + (back + (there if c.recompute else 0) if backward else 0))
+    return total
+
+
+def _of_pipeline(trainer: Trainer, samples: list[int], backward: bool) -> int:
+    """Activations go on to the next stage, and gradients to the one before, B·S·D elements each (Narayanan 2021)."""
+    places, stream, total = trainer.pipeline.schedule.places, _shape(trainer).stream, 0
+    for stage, (rank, _) in enumerate(places):
+        if rank != trainer.mesh.pp.rank:
+            continue
+        there = stage + 1 < len(places) and places[stage + 1][0] != rank
+        back = backward and stage > 0 and places[stage - 1][0] != rank
+        total += (there + back) * sum(samples) * stream
+    return total
+
+
+def _of_tied(trainer: Trainer) -> int:
+    """The gradient of an embedding that the first stage and the last hold is added up once a step."""
+    tied = [unit for unit in trainer.replica.units if unit.layout.tied]
+    if len(tied) != 1 or trainer.tied is None:
+        return 0
+    return _sent(trainer.tied, "all_reduce", tied[0].shard.gradient.size, trainer.configuration.sharding.storage)
+
+
+def _of_metrics(trainer: Trainer, steps: int, validations: int) -> int:
+    """The loss and the norm of each step, and the loss of each validation; exact sums gather losses."""
     c, axis = trainer.configuration, trainer.metrics
+    head = _sent(axis, "broadcast", 1, _FLOAT64) if c.pp > 1 and not c.stage_layers else 0
     if not c.exact:
-        return steps * _sent(axis, "all_reduce", 2, _FLOAT64) + validations * _sent(axis, "all_reduce", 1, _FLOAT64)
-    mine = len(share(c.batch, axis.size, 0))
-    passes = trainer.evaluations(c.validation_batches * c.batch)
-    return sum(
-        times * _sent(axis, "all_gather", axis.size * most, _FLOAT64)
-        for most, times in ((mine, steps), (passes, validations))
-    )
-
-
-_FLOAT64 = np.dtype(np.float64)
+        in_step = _sent(axis, "all_reduce", 2, _FLOAT64)
+        return head + steps * in_step + validations * _sent(axis, "all_reduce", 1, _FLOAT64)
+    losses = _sent(axis, "all_gather", axis.size * trainer.pipeline.schedule.micro_batches, _FLOAT64)
+    norm = _sent(axis, "all_reduce", 1, _FLOAT64) + _sent(axis, "all_reduce", 3, _FLOAT64)
+    passes = len(_evaluated(trainer))
+    return head + steps * (losses + norm) + validations * _sent(axis, "all_gather", axis.size * passes, _FLOAT64)

@@ -9,22 +9,25 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import deque
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from parallel.autograd import Array, Operation, Tensor, no_gradient, recompute
-from parallel.exact import exact_sum, grain_sums, sum_over_samples
-from parallel.formulas import share
-from parallel.nn import GPT, Draws
+from parallel.autograd import Array, Operation, Tensor, recompute, unchanged
+from parallel.exact import sum_over_samples
+from parallel.nn import GPT
 from parallel.sharding import Sharding, Unit, make_unit
 from parallel.units import Pool, convert
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from collectives import Communicator, Work
     from parallel.autograd.tensor import Saved
+    from parallel.axis import Axis
+    from parallel.nn import Parameter
     from parallel.timeline import Timeline
 
 
@@ -32,34 +35,50 @@ class MissingGradientError(RuntimeError):
     """A backward gave some parameters no gradient, so that the ranks cannot reduce them together."""
 
 
-class DataParallel:
-    """A model trained by all ranks of a communicator, each on its share of the samples.
+@dataclass(eq=False)
+class Chunk:
+    """A model, or a stage of one, and its units: those of everything that is in no block, and those of the blocks."""
 
-    Gradients are those of the mean loss over all tokens of the global batch: every rank weights its tokens by 1 / (tokens of
-    the global batch), so that the sum over ranks is the mean exactly, with uneven shares as well. They are reduced while
-    backward goes on. Arguments: `model`; `communicator`, which is split into those of the axes; `sharding`; `seed`, of the
-    first values; `timeline`, which is told what happens when. Raises RuntimeError, on every rank, if the ranks' models
-    differ.
+    model: GPT
+    ends: list[Unit]
+    blocks: list[Unit]
+    pending: deque[Unit] = field(default_factory=deque)
+    sample: int | None = None
+
+    @property
+    def units(self) -> list[Unit]:
+        """In the order of forward."""
+        return [*self.ends, *self.blocks]
+
+
+class DataParallel:
+    """Models trained by all ranks of a communicator, each on its share of the samples.
+
+    Gradients are reduced while backward goes on. Arguments: `models`, one, or those stages of a pipeline that this rank has;
+    `communicator`, which is split into those of the axes; `sharding`; `seed`, of the first values; `tensor`, the ranks that
+    layers are cut among; `timeline`, which is told what happens when. Raises RuntimeError, on every rank, if the ranks'
+    models differ.
     """
 
     def __init__(
         self,
-        model: GPT,
+        models: Sequence[GPT],
         communicator: Communicator,
         sharding: Sharding | None = None,
         seed: int = 0,
+        tensor: Axis | None = None,
         timeline: Timeline | None = None,
     ) -> None:
-        sharding = sharding or Sharding()
-        self.model, self.sharding, self._timeline = model, sharding, timeline
+        self.sharding, self.tensor, self._timeline = sharding or Sharding(), tensor, timeline
         self.rank, self.ranks = communicator.rank, communicator.size
-        sharding.check(self.ranks)
-        for name, parameter in model.named_parameters():
-            parameter.name = name
-        _check_models(model, communicator)
-        for _, buffer in model.named_buffers():
-            communicator.broadcast(buffer)
-        group_size = self.ranks // sharding.replicas
+        self.sharding.check(self.ranks)
+        for model in models:
+            for name, parameter in model.named_parameters():
+                parameter.name = name
+            _check_models(model, communicator)
+            for _, buffer in model.named_buffers():
+                communicator.broadcast(buffer)
+        group_size = self.ranks // self.sharding.replicas
         self.group = _group(communicator, self.rank // group_size, self.rank % group_size)
         self.gathers, self.reduces = self.group.dup(), self.group.dup()
         self.replicates = _group(communicator, self.rank % group_size, self.rank // group_size)
@@ -67,63 +86,75 @@ class DataParallel:
         self._heap = Pool(lambda elements, dtype: self.group.empty((elements,), dtype))
         self._parts = Pool(lambda elements, dtype: self.group.empty((elements,), dtype))
         self._local = Pool(lambda elements, dtype: np.empty(elements, dtype))
-        layouts = sharding.layouts(model, self.group.size)
-        self.units = [make_unit(layout, sharding, self.group, seed, self._local) for layout in layouts]
-        self._of = {slot.parameter: unit for unit in self.units for slot in unit.layout.slots}
-        self._pending: deque[Unit] = deque()
+        self.chunks = [self._chunk(model, seed) for model in models]
+        self.units = [unit for chunk in self.chunks for unit in chunk.units]
+        self._of = {
+            slot.parameter: (unit, chunk) for chunk in self.chunks for unit in chunk.units for slot in unit.layout.slots
+        }
         self._reducing: deque[tuple[Unit, Work[Any], Array | None, Array | None]] = deque()
         self._replicating: list[tuple[Unit, Work[Any]]] = []
-        self._micro_batch, self._last, self._samples = 0, True, range(0)
-        self._wrap()
-
-    def _wrap(self) -> None:
-        """Have the modules open and close their units, where parameters are not just there."""
+        self._passes = 1
         for parameter in self._of:
             parameter.sink = self
+        for chunk in self.chunks:
+            self._wrap(chunk)
+
+    def _chunk(self, model: GPT, seed: int) -> Chunk:
+        layouts = self.sharding.layouts(model, self.group.size)
+        units = [make_unit(layout, self.sharding, self.group, seed, self._local) for layout in layouts]
+        blocks = 0 if self.sharding.buckets else len(model.blocks)
+        return Chunk(model, units[: len(units) - blocks], units[len(units) - blocks :])
+
+    def _wrap(self, chunk: Chunk) -> None:
+        """Have the modules open and close their units, where parameters are not just there."""
         if self.sharding.buckets:
             if self.sharding.recompute:
-                for block in self.model.blocks:
+                for block in chunk.model.blocks.values():
                     block.wrapper = _recompute_block
             return
-        self.model.wrapper = self._wrapper(self.units[0], recomputes=False)
-        for block, unit in zip(self.model.blocks, self.units[1:], strict=True):
-            block.wrapper = self._wrapper(unit, recomputes=self.sharding.recompute)
+        around: list[Unit | None] = [None, *chunk.blocks, None]
+        chunk.model.wrapper = self._wrapper(chunk.ends, (around[1], around[-2]), recomputes=False)
+        for number, block in enumerate(chunk.model.blocks.values()):
+            neighbours = around[number + 2], around[number]
+            block.wrapper = self._wrapper([chunk.blocks[number]], neighbours, self.sharding.recompute)
 
-    def _wrapper(self, unit: Unit, recomputes: bool) -> Callable[..., Tensor]:
+    def _wrapper(
+        self, units: list[Unit], neighbours: tuple[Unit | None, Unit | None], recomputes: bool
+    ) -> Callable[..., Tensor]:
+        """Have forward and backward open the units first; `neighbours` are those that each of the two needs next."""
+
         def run(forward: Callable[..., Tensor], *arguments: Any) -> Tensor:
-            self._open(unit, 1)
+            self._open(units, neighbours[0])
             result = _recompute_block(forward, *arguments) if recomputes else forward(*arguments)
             if result.requires_gradient:
-                result = _boundary(result, before_backward=lambda: self._open(unit, -1))
+                result = _boundary(result, before_backward=lambda: self._open(units, neighbours[1]))
             if self.sharding.reshard or not result.requires_gradient:
-                self._close(unit)
+                self.close(units)
             return result
 
         return run
 
     # Parameters
 
-    def _open(self, unit: Unit, direction: int) -> None:
-        """Make the unit's parameters ready to compute with, and begin to gather those that are needed next."""
+    def _open(self, units: list[Unit], following: Unit | None) -> None:
+        """Make the units' parameters ready to compute with, and begin to gather those that are needed next."""
         s = self.sharding
-        if unit.opened is None and (s.stage == 3 or s.mixed):
-            whole = self._gathered(unit)
-            if s.mixed:
-                unit.opened = self._local.take(unit.layout.padded, s.compute)
-                convert(whole, unit.opened)
-                if s.stage == 3:
-                    self._heap.give(whole)
-            else:
-                unit.opened = whole
-            for parameter, view in unit.layout.views(unit.opened):
-                parameter.data = view
-        elif unit.opened is None:
-            self._gathered(unit)
-        if s.stage == 3:
-            index = self.units.index(unit) + direction
-            following = self.units[index % len(self.units)]
-            if index != 0 and index != len(self.units) and following.opened is None and following.gathering is None:
-                self._gather(following, self._buffer(following))
+        for unit in units:
+            if unit.opened is None and (s.stage == 3 or s.mixed):
+                whole = self._gathered(unit)
+                if s.mixed:
+                    unit.opened = self._local.take(unit.layout.padded, s.compute)
+                    convert(whole, unit.opened)
+                    if s.stage == 3:
+                        self._heap.give(whole)
+                else:
+                    unit.opened = whole
+                for parameter, view in unit.layout.views(unit.opened):
+                    parameter.data = view
+            elif unit.opened is None:
+                self._gathered(unit)
+        if s.stage == 3 and following is not None and following.opened is None and following.gathering is None:
+            self._gather(following, self._buffer(following))
 
     def _gather(self, unit: Unit, whole: Array) -> None:
         held = unit.shard.values if unit.shard.copy is None else unit.shard.copy
@@ -145,112 +176,61 @@ class DataParallel:
         self._wait(work, f"wait for parameters of {unit.layout.name}")
         return whole
 
-    def _close(self, unit: Unit) -> None:
+    def close(self, units: Sequence[Unit]) -> None:
         """Give up the parameters that were made ready."""
-        if unit.opened is None:
-            return
-        for slot in unit.layout.slots:
-            del slot.parameter.data
-        (self._heap if self.sharding.stage == 3 and not self.sharding.mixed else self._local).give(unit.opened)
-        unit.opened = None
+        for unit in units:
+            if unit.opened is not None:
+                for slot in unit.layout.slots:
+                    del slot.parameter.data
+                kept = self.sharding.stage == 3 and not self.sharding.mixed
+                (self._heap if kept else self._local).give(unit.opened)
+                unit.opened = None
 
-    def parameters(self) -> Iterator[tuple[str, Array]]:
-        """Yield name and values of every parameter, whole, on every rank; all ranks must go through all of it.
+    def parameters(self, chunk: Chunk) -> Iterator[tuple[Parameter, Array]]:
+        """Yield every parameter of a chunk with its values, gathered where ZeRO shards them; all ranks must go through all.
 
         Do not keep an array: its memory may serve for something else when the next one is asked for.
         """
-        for unit in self.units:
-            self._open(unit, 1)
+        for unit in chunk.units:
+            self._open([unit], None)
             for slot in unit.layout.slots:
-                yield slot.parameter.name, slot.parameter.data
-            self._close(unit)
+                yield slot.parameter, slot.parameter.data
+            self.close([unit])
 
     # Gradients
 
-    def samples(self, count: int) -> range:
-        """Return which of `count` samples are this rank's: a run of ⌈count/ranks⌉ or ⌊count/ranks⌋."""
-        return share(count, self.ranks, self.rank)
-
-    def accumulate(
-        self,
-        windows: Array,
-        first: int,
-        count: int,
-        micro_batches: int,
-        seed: int,
-        step: int,
-        scale: float = 1.0,
-    ) -> list[float]:
-        """Compute the gradients of windows (samples, sequence + 1), and begin to reduce them; `finish` ends it.
-
-        `first`: the global number of the first sample, of `count` in the global batch; `seed` and `step` are those of the
-        dropout; `scale` multiplies the loss, for the sake of 16-bit gradients. Returns this rank's parts of the mean loss, unscaled: one for each
-        micro-batch, or, with `exact`, for each sample. Raises MissingGradientError, and ends the job with its text, if a
-        parameter got no gradient.
-        """
-        exact, global_tokens = self.sharding.exact, count * (windows.shape[1] - 1)
-        parts = len(windows) if exact else micro_batches
-        self._samples = range(first, first + len(windows))
+    def begin_step(self, passes: int) -> None:
+        """Begin a step in which every chunk goes through so many backward passes."""
+        self._passes = passes
+        for unit in self.units:
+            unit.passes = 0
         if self.sharding.stage < 2:
             for parameter in self._of:
                 parameter.gradient = None
-        losses = []
-        for number in range(parts):
-            part = share(len(windows), parts, number)
-            while self._reducing:  # what the micro-batch before has begun
-                self._finish_oldest()
-            self._micro_batch, self._last = number, number == parts - 1
-            losses.append(
-                self._forward_backward(
-                    windows[part.start : part.stop], first + part.start, step, seed, global_tokens, scale
-                )
-            )
-        if exact:
-            for _ in range(len(share(count, self.ranks, 0)) - parts):
-                self._idle_pass()
-        return losses
 
-    def _idle_pass(self) -> None:
-        """Gather as a forward and backward do: other ranks have one sample more."""
-        if self.sharding.stage < 3:
-            return
-        rest, *blocks = self.units
-        for direction, order in ((1, blocks), (-1, blocks[::-1])):
-            self._open(rest, direction)
-            for unit in order:
-                self._open(unit, direction)
-                if self.sharding.reshard or direction < 0:
-                    self._close(unit)
-            if self.sharding.reshard or direction < 0:
-                self._close(rest)
+    @contextmanager
+    def backward(self, chunk: Chunk, sample: int | None, where: str) -> Iterator[None]:
+        """Take in the gradients of a backward of a chunk, and begin to reduce them where they are complete.
 
-    def _forward_backward(
-        self, windows: Array, first: int, step: int, seed: int, global_tokens: int, scale: float
-    ) -> float:
-        self._pending = deque(reversed(self.units))
-        for unit in self.units:
+        `sample`: with exact sums, the number of the one sample that this is, None for none. Raises MissingGradientError, and
+        ends the job with its text, if a parameter got no gradient; `where` says where that was.
+        """
+        chunk.pending, chunk.sample = deque(reversed(chunk.units)), sample
+        for unit in chunk.units:
             unit.missing = {slot.parameter for slot in unit.layout.slots}
-        draws = Draws(seed, step, first) if self.model.configuration.dropout else None
-        began = time.perf_counter()
-        loss = self.model.loss(windows, scale / global_tokens, draws)
-        middle = time.perf_counter()
-        loss.backward()
-        if self._timeline is not None:
-            self._timeline.add("compute", "forward", began, middle)
-            self._timeline.add("compute", "backward", middle, time.perf_counter())
-        if self._pending:
-            names = sorted(parameter.name for unit in self.units for parameter in unit.missing)
+        yield
+        if chunk.pending:
+            names = sorted(parameter.name for unit in chunk.units for parameter in unit.missing)
             message = (
                 f"backward gave no gradient to {', '.join(names[:5])}{' and others' if len(names) > 5 else ''} on rank "
-                f"{self.rank} in step {step + 1}: every rank must use every parameter in every micro-batch"
+                f"{self.rank} in {where}: every rank must use every parameter in every micro-batch"
             )
             self.group.abort(message)
             raise MissingGradientError(message)
-        return float(loss.data) / scale
 
     def place(self, leaf: Tensor) -> Array:
         """Return where the gradient of a parameter goes (see Sink)."""
-        unit = self._of[leaf]  # type: ignore[index]
+        unit, _ = self._of[leaf]  # type: ignore[index]
         s = self.sharding
         if unit.gradient is not None and not s.mixed and not s.exact:
             whole = unit.gradient
@@ -259,7 +239,7 @@ class DataParallel:
                 unit.buffer = self._take_buffer(unit)
             whole = unit.buffer
         slot = next(slot for slot in unit.layout.slots if slot.parameter is leaf)
-        return whole[slot.start : slot.stop].reshape(slot.parameter.full_shape)
+        return whole[slot.start : slot.stop].reshape(slot.parameter.shape)
 
     def _take_buffer(self, unit: Unit) -> Array:
         s, size = self.sharding, unit.layout.padded
@@ -272,17 +252,23 @@ class DataParallel:
 
     def complete(self, leaf: Tensor) -> None:
         """Begin the reduction of a unit whose last gradient this is, after those of the units before it (see Sink)."""
-        self._of[leaf].missing.discard(leaf)  # type: ignore[index]
+        unit, chunk = self._of[leaf]  # type: ignore[index]
+        unit.missing.discard(leaf)
         # All ranks reduce in the same order, whatever the order in which they are ready.
-        while self._pending and not self._pending[0].missing:
-            self._reduce(self._pending.popleft())
+        while chunk.pending and not chunk.pending[0].missing:
+            self._reduce(chunk.pending.popleft(), chunk.sample)
 
-    def _reduce(self, unit: Unit) -> None:
-        s, first = self.sharding, self._micro_batch == 0
-        self._close(unit)
+    def _reduce(self, unit: Unit, sample: int | None) -> None:
+        s, first, last = self.sharding, unit.passes == 0, unit.passes == self._passes - 1
+        unit.passes += 1
+        self.close([unit])
         if s.exact:
             assert unit.buffer is not None
-            unit.tree.add((0, self._samples.start + self._micro_batch), unit.buffer)
+            if sample is None:
+                self._local.give(unit.buffer)
+            else:
+                self._sum_copied(unit, unit.buffer)
+                unit.tree.add((0, sample), unit.buffer)
         elif s.stage < 2:
             assert unit.gradient is not None
             if unit.buffer is not None:
@@ -290,11 +276,13 @@ class DataParallel:
                     unit.buffer += unit.gradient.astype(s.compute)
                 convert(unit.buffer, unit.gradient)
                 self._local.give(unit.buffer)
-            if self._last:
+            if last:
+                self._sum_copied(unit, unit.gradient)
                 self._begin_reduction(unit, unit.gradient, None, None)
         else:
             whole = unit.buffer
             assert whole is not None
+            self._sum_copied(unit, whole)
             if s.mixed:
                 sent = self._heap.take(unit.layout.padded, s.storage)
                 convert(whole, sent)
@@ -306,6 +294,12 @@ class DataParallel:
             unit.buffer = None
             for slot in unit.layout.slots:
                 slot.parameter.gradient = None
+
+    def _sum_copied(self, unit: Unit, gradient: Array) -> None:
+        """Add up the gradients of which every tensor-parallel rank has made a part."""
+        layout = unit.layout
+        if self.tensor is not None and layout.copied < layout.size:
+            self.tensor.communicator.all_reduce(gradient[layout.copied : layout.size])
 
     def _begin_reduction(self, unit: Unit, whole: Array, lent: Array | None, out: Array | None) -> None:
         if self.sharding.stage == 0:
@@ -329,14 +323,18 @@ class DataParallel:
             else:
                 unit.shard.gradient += out
             self._parts.give(out)
-        if self._last and self.sharding.replicas > 1:
+        if unit.passes == self._passes and self.sharding.replicas > 1:
             work = self._start("all_reduce", unit, self.replicates.all_reduce(unit.shard.gradient, async_op=True))
             self._replicating.append((unit, work))
 
-    def finish(self, count: int) -> None:
-        """Wait until the gradients of all `count` samples of the global batch are reduced."""
+    def finish_pass(self) -> None:
+        """Wait for what the backward before has begun: its buffers serve for what comes next."""
         while self._reducing:
             self._finish_oldest()
+
+    def finish(self, count: int) -> None:
+        """Wait until the gradients of all `count` samples of the global batch are reduced."""
+        self.finish_pass()
         if self.sharding.exact:
             for unit in self.units:
                 self._reduce_by_tree(unit, count)
@@ -355,18 +353,27 @@ class DataParallel:
             total = wait("all_gather", self.gathers.all_gather(total, async_op=True)).reshape(-1)
         convert(total, unit.shard.gradient)
 
+    def add_tied(self, other: Communicator | None) -> None:
+        """Add up the gradients of a parameter that two units hold: both here, or one here and one on the `other` rank."""
+        tied = [unit.shard.gradient for unit in self.units if unit.layout.tied]
+        if len(tied) == 2:
+            tied[0] += tied[1]
+            tied[1][...] = tied[0]
+        elif tied:
+            assert other is not None
+            other.all_reduce(tied[0])
+
     # Between the steps
 
-    def squares(self) -> float:
-        """This rank's part of the squared norm of the gradients: the sum over all ranks is the whole."""
-        counts = self.rank == 0 if self.sharding.stage == 0 else self.replicates.rank == 0  # each element once
-        return sum(unit.shard.sum_of_squares() for unit in self.units) if counts else 0.0
-
-    def exact_squares(self) -> float:
-        """The squared norm of the gradients, with bits that do not depend on the layout."""
-        sums = grain_sums(unit.shard.gradient.astype(self.sharding.compute) for unit in self.units)
-        everyone = sums if self.sharding.stage == 0 else self.group.all_gather(sums)
-        return exact_sum(everyone.ravel().tolist())
+    def counted(self) -> Iterator[Array]:
+        """Yield gradients of this rank's shards so that every element of the model is among those of one rank only."""
+        if self.rank if self.sharding.stage == 0 else self.replicates.rank:
+            return
+        first = self.tensor is None or self.tensor.rank == 0
+        for unit in self.units:
+            if not any(slot.parameter.copy_of for slot in unit.layout.slots):
+                shard, shared = unit.shard, unit.layout.shared
+                yield shard.gradient if first else shard.gradient[: max(0, shared - shard.part.start)]
 
     def updated(self) -> None:
         """The shards' values are new: begin to give them to all ranks that compute with them."""
@@ -387,18 +394,6 @@ class DataParallel:
         for unit in self.units:
             if unit.values is not None:
                 self._gathered(unit)
-
-    def evaluate(self, windows: Array, at_once: int, passes: int) -> list[float]:
-        """Return the summed losses of these windows, `at_once` at a time, without any gradients.
-
-        In `passes` passes, the same number on all ranks: those that have run out of windows repeat one, and drop its loss.
-        """
-        parts = [windows[start : start + at_once] for start in range(0, len(windows), at_once)]
-        with no_gradient():
-            losses = [float(self.model.loss(part, 1.0).data) for part in parts]
-            for _ in range(passes - len(parts)):
-                self.model.loss(windows[:1], 1.0)
-        return losses
 
     @property
     def temporary_bytes(self) -> int:
@@ -433,7 +428,7 @@ def _boundary_product(g: Array, saved: Saved) -> Array:
     return g
 
 
-_boundary = Operation("boundary", _boundary_forward, (_boundary_product,))
+_boundary = Operation("boundary", _boundary_forward, (_boundary_product,), unchanged)
 
 
 def _group(communicator: Communicator, color: int, key: int) -> Communicator:
@@ -443,7 +438,7 @@ def _group(communicator: Communicator, color: int, key: int) -> Communicator:
 
 
 def _check_models(model: GPT, communicator: Communicator) -> None:
-    description = repr([(name, p.full_shape, p.decay) for name, p in model.named_parameters()])
+    description = repr([(name, p.shape, p.decay) for name, p in model.named_parameters()])
     mine = np.frombuffer(hashlib.sha256(description.encode()).digest(), np.uint8)
     everyone = communicator.all_gather(mine)
     differing = [rank for rank in range(communicator.size) if (everyone[rank] != everyone[0]).any()]

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from parallel.autograd import Array
 from parallel.formulas import share
-from parallel.units import GRAIN
 
 if TYPE_CHECKING:
     from collectives import Communicator, Work
+    from parallel.autograd import Array
 
 Place = tuple[int, int]
 """A node: its level and its index there."""
@@ -36,11 +35,15 @@ def complete_nodes(samples: range) -> list[Place]:
     return nodes
 
 
-def most_nodes(count: int, ranks: int, merged: int) -> int:
-    """The most nodes that `merged` neighbouring ranks, each with its share of `count` samples, have together."""
+def most_nodes(runs: Iterable[range]) -> int:
+    """The most nodes that one of these runs holds."""
+    return max(len(complete_nodes(run)) for run in runs)
+
+
+def sample_runs(count: int, ranks: int, merged: int = 1) -> list[range]:
+    """The shares that groups of `merged` neighbouring ranks have of `count` samples."""
     runs = [share(count, ranks, rank) for rank in range(ranks)]
-    groups = [range(runs[first].start, runs[first + merged - 1].stop) for first in range(0, ranks, merged)]
-    return max(len(complete_nodes(run)) for run in groups)
+    return [range(runs[first].start, runs[first + merged - 1].stop) for first in range(0, ranks, merged)]
 
 
 class TreeSum:
@@ -97,25 +100,24 @@ def sum_over_samples(
     that have the same part in other groups; `wait(name, work)` returns the result of a collective.
     """
     size, length = group.size, elements // group.size
-    ranks = size * replicas.size
-    runs = [share(count, ranks, rank) for rank in range(ranks)]
-    sent = np.zeros((size, most_nodes(count, ranks, 1), length), dtype)
+    runs = sample_runs(count, size * replicas.size)
+    sent = np.zeros((size, most_nodes(runs), length), dtype)
     for row, (_, array) in enumerate(tree.nodes()):
         sent[:, row] = array.reshape(size, length)
     tree.clear()
     mine = runs[replicas.rank * size : (replicas.rank + 1) * size]
-    merged = _tree_of(mine, wait("all_to_all", group.all_to_all(sent, async_op=True)))
+    merged = tree_of(mine, wait("all_to_all", group.all_to_all(sent, async_op=True)))
     if replicas.size > 1:
-        spans = [range(runs[g * size].start, runs[(g + 1) * size - 1].stop) for g in range(replicas.size)]
-        nodes = np.zeros((most_nodes(count, ranks, size), length), dtype)
+        spans = sample_runs(count, size * replicas.size, size)
+        nodes = np.zeros((most_nodes(spans), length), dtype)
         for row, (_, array) in enumerate(merged.nodes()):
             nodes[row] = array
-        merged = _tree_of(spans, wait("all_gather", replicas.all_gather(nodes, async_op=True)))
+        merged = tree_of(spans, wait("all_gather", replicas.all_gather(nodes, async_op=True)))
     return merged.total()
 
 
-def _tree_of(runs: Iterable[range], received: Iterable[Array]) -> TreeSum:
-    """The nodes that lie in these runs of samples: `received` has a row for each node of a run, and maybe more rows."""
+def tree_of(runs: Iterable[range], received: Iterable[Array]) -> TreeSum:
+    """Return the nodes that lie in these runs: `received` has an array for each, a row of it for each node, and maybe more rows."""
     tree = TreeSum()
     for run, rows in zip(runs, received, strict=True):
         for place, row in zip(complete_nodes(run), rows, strict=False):
@@ -123,9 +125,43 @@ def _tree_of(runs: Iterable[range], received: Iterable[Array]) -> TreeSum:
     return tree
 
 
-def grain_sums(arrays: Iterable[Array]) -> Array:
-    """The sums of squares of every run of GRAIN elements, in float64; parts of a unit always begin at such a run."""
-    return np.concatenate([np.square(array, dtype=np.float64).reshape(-1, GRAIN).sum(axis=1) for array in arrays])
+def tree_of_rows(array: Array, first: int) -> TreeSum:
+    """Return the tree over the rows of an array (rows, …), which are those from number `first` on; the array is used up."""
+    tree = TreeSum()
+    for level, index in complete_nodes(range(first, first + len(array))):
+        rows = array[(index << level) - first : ((index + 1) << level) - first]
+        while len(rows) > 1:
+            rows[0::2] += rows[1::2]
+            rows = rows[0::2]
+        tree.add((level, index), rows[0])
+    return tree
+
+
+def order_free_sum(
+    arrays: Iterable[Array], count: int, largest: Callable[[float], float], total: Callable[[Array], Array]
+) -> float:
+    """Return the sum of numbers of several ranks, whose bits depend on no order and on no layout; collective.
+
+    Numbers are rounded to multiples of one power of two, chosen by the largest of all, so that their sum is exact in float64;
+    what was cut off is treated so again, twice (Demmel 2015, "Parallel reproducible summation", section 3). `arrays`: of
+    float64, this rank's, none negative; `count`: at least how many numbers there are on all ranks. `largest(x)` and
+    `total(array)` are the maximum of a number and the sum of an array over all ranks.
+    """
+    arrays = list(arrays)
+    peak = largest(max((float(array.max()) for array in arrays if array.size), default=0.0))
+    if not 0 < peak < math.inf:
+        return peak
+    room, exponent = count.bit_length(), math.frexp(peak)[1]
+    sums = np.zeros(3)
+    for array in arrays:
+        rest = array
+        for fold in range(len(sums)):
+            # Adding and taking away 1.5·2^k rounds to multiples of 2^(k − 52).
+            anchor = math.ldexp(1.5, exponent + room - fold * (52 - room))
+            rounded = (rest + anchor) - anchor
+            rest = rest - rounded
+            sums[fold] += rounded.sum()
+    return math.fsum(total(sums).tolist())
 
 
 def exact_sum(values: Iterable[float]) -> float:

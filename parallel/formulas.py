@@ -147,32 +147,22 @@ def temporary_bytes(stage: int, rest: int, block: int, layers: int, micro_batche
     return 2 * rest + min(layers + 1, 4) * block + parts_of
 
 
-def activations(
-    layers: int,
-    hidden: int,
-    heads: int,
-    sequence: int,
-    samples: int,
-    item: int,
-    recompute: bool,
-    key_width: int | None = None,
-) -> int:
-    """Return the bytes that records keep for backward at their most, for `samples` sequences at once.
+def tensor_sums(layers: int, first: bool, last: bool, backward: bool, recompute: bool) -> int:
+    """Return how many times the tensor-parallel ranks of a stage add up B·S·D elements for a micro-batch.
 
-    A layer keeps 14·N·D + 2·N·K elements for N tokens: the input of both normalisations and what they make, queries, keys and
-    values (of width K, D by default), the attention's result, and the hidden layer before and after GELU (4·D each); besides,
-    4·N means and deviations and H·N·S attention weights. With recomputation it keeps its input, N·D, and one layer at a time
-    the rest; the model's ends keep the tokens, the last normalisation's input and result, and the gradient of the logits.
+    Twice a layer forward, after attention and after the feed-forward part, and twice backward, before them (Shoeybi 2019,
+    arXiv 1909.08053, section 3), and where layers are computed again twice more; besides, once for the embedding forward, and
+    once backward for what the output head reads. With sequence parallelism each is a reduce_scatter, and each has a
+    counterpart in the other direction, an all_gather (Korthikanti 2022, arXiv 2205.05198, section 4.2.2).
     """
-    tokens = samples * sequence
-    x = tokens * hidden * item
-    keys = tokens * (hidden if key_width is None else key_width) * item
-    layer = 14 * x + 2 * keys + (4 * tokens + heads * tokens * sequence) * item
-    inputs = samples * (sequence + 1) * 8 + sequence * 8  # whole numbers of 64 bits: windows, and positions
-    head = 2 * x + (2 * tokens + 256 * tokens) * item
-    if not recompute:
-        return layers * layer + inputs + head
-    return layers * x + inputs + max(head, layer - x)
+    forward = 2 * layers + first
+    return forward + (2 * layers * (2 if recompute else 1) + last if backward else 0)
+
+
+def tensor_gathers(layers: int, first: bool, last: bool, backward: bool, recompute: bool) -> int:
+    """Return how many times they gather as many elements, with sequence parallelism: the counterparts of `tensor_sums`."""
+    forward = 2 * layers + last
+    return forward + (2 * layers * (2 if recompute else 1) + first if backward else 0)
 
 
 def gpt_parameters(layers: int, hidden: int, sequence: int, vocabulary: int = 256, key_width: int | None = None) -> int:

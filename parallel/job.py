@@ -21,6 +21,7 @@ from collectives import Communicator
 from parallel import accounting
 from parallel.autograd import Array
 from parallel.checkpoint import CheckpointError, Saver
+from parallel.configuration import ConfigurationError, TrainingConfiguration
 from parallel.data import Corpus, DataError, load, unigram_loss
 from parallel.formulas import Memory, Prediction, gpt_parameters, model_state
 from parallel.progress import start
@@ -36,16 +37,7 @@ from parallel.report import (
 )
 from parallel.stages import compare_stages
 from parallel.timeline import Event, Timeline, chrome_trace, draw, gather, last_steps
-from parallel.train import (
-    ConfigurationError,
-    DivergenceError,
-    Step,
-    Trainer,
-    TrainingConfiguration,
-    blas_threads,
-    generate,
-    to_host,
-)
+from parallel.train import DivergenceError, Step, Trainer, blas_threads, generate, to_host
 
 USAGE_ERROR = 2
 _COST_STEPS = 5
@@ -224,7 +216,7 @@ def _train(options: Options, corpus: Corpus, communicator: Communicator) -> _Res
     talks = communicator.rank == 0
     if talks:
         print(
-            f"{trainer.model.parameter_count():,} parameters on {ranks} ranks, ZeRO stage {c.zero}, {c.dtype}; "
+            f"{trainer.parameter_count:,} parameters on {ranks} ranks, ZeRO stage {c.zero}, {c.dtype}; "
             f"{len(corpus.training):,} bytes to train on, {len(corpus.validation):,} to validate, "
             f"from {corpus.files:,} files ({options.data})",
             flush=True,
@@ -262,7 +254,7 @@ def _train(options: Options, corpus: Corpus, communicator: Communicator) -> _Res
     if c.exact:
         inexact = Trainer(replace(c, exact=False), corpus, communicator)
         without = [inexact.step().seconds for _ in range(min(_COST_STEPS, len(steps)))]
-    weights = {name: to_host(data).copy() for name, data in trainer.replica.parameters()} if options.generate else {}
+    weights = {name: to_host(data).copy() for name, data in trainer.parameters()} if options.generate else {}
     events = gather(timeline, communicator) if options.trace else []
     return _Result(
         trainer, alone, steps, first, (before, after), trainer.weights_sha256(), traffic,
@@ -397,7 +389,7 @@ def _document(
             "training_bytes": len(corpus.training),
             "validation_bytes": len(corpus.validation),
         },
-        "parameters": result.trainer.model.parameter_count(),
+        "parameters": result.trainer.parameter_count,
         "parameters_padded": sum(unit.layout.padded for unit in result.trainer.replica.units),
         "first_step": result.first,
         "losses": [step.loss for step in result.steps],

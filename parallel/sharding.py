@@ -14,7 +14,7 @@ from parallel.units import Layout, Pool, Shard, by_module, by_size, convert
 
 if TYPE_CHECKING:
     from collectives import Communicator, Work
-    from parallel.nn import Module, Parameter
+    from parallel.nn import GPT, Parameter
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Sharding:
                 f"replicas is {self.replicas}; expected 1, or with stages 1 to 3 a divisor of {ranks} ranks"
             )
 
-    def layouts(self, model: Module, parts: int) -> list[Layout]:
+    def layouts(self, model: GPT, parts: int) -> list[Layout]:
         """The units of a model, in the order of forward."""
         if self.buckets:
             return by_size(model, parts, self.storage.itemsize, self.first_bucket, self.bucket)
@@ -79,6 +79,7 @@ class Unit:
 
     `values`: whole parameters, where this rank keeps them. `gradient`: of whole parameters, where it is kept. `missing`:
     what backward has given no gradient yet. `gathering`: parameters that are on their way, and where to. `tree`: of exact sums.
+    `passes`: how many backward passes of this step have been through.
     """
 
     layout: Layout
@@ -87,6 +88,7 @@ class Unit:
     shard: Shard
     missing: set[Parameter]
     tree: TreeSum
+    passes: int = 0
     opened: Array | None = None  # whole parameters to compute with, which are to be given back
     buffer: Array | None = None  # whole gradient, to be given back
     gathering: tuple[Work[Any], Array] | None = None

@@ -15,8 +15,8 @@ from parallel.train import Trainer
 
 if TYPE_CHECKING:
     from collectives import Communicator
+    from parallel.configuration import TrainingConfiguration
     from parallel.data import Corpus
-    from parallel.train import TrainingConfiguration
 
 _WARM_UP = 2
 

@@ -1,11 +1,10 @@
-"""Training a GPT on bytes: the configuration, and the steps that every rank takes together."""
+"""Training a GPT on bytes: the steps that every rank takes together."""
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
 import math
-import re
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -13,127 +12,35 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from parallel.autograd import Array, SavedBytes, count_saved_bytes, no_gradient
+from collectives import ReduceOp
+from kernels import fused
+from parallel.autograd import Array, SavedBytes, no_gradient
+from parallel.axis import Axis
 from parallel.checkpoint import CheckpointError, Piece, load
+from parallel.configuration import TrainingConfiguration
 from parallel.data_parallel import DataParallel, sum_over_ranks
-from parallel.exact import exact_sum
-from parallel.formulas import share
-from parallel.nn import GPT, GPTConfiguration
+from parallel.exact import exact_sum, order_free_sum
+from parallel.formulas import share, zigzag
+from parallel.mesh import Mesh
+from parallel.nn import GPT, Draws, GPTConfiguration
 from parallel.optim import AdamW, LossScale, clip_scale, learning_rate
+from parallel.pipeline import MicroBatch, Pipeline, measure_head
 from parallel.random import uniform
-from parallel.sharding import Sharding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from collectives import Communicator
     from parallel.data import Corpus
+    from parallel.nn import Parameter
     from parallel.timeline import Timeline
-
-
-DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
 _SMALLEST_LOSS_SCALE = 2.0**-24
 
 
-class ConfigurationError(ValueError):
-    """A training that cannot be as asked; the message names the flag, what was given, and what would do."""
-
-
 class DivergenceError(ArithmeticError):
     """The loss is no number any more."""
-
-
-@dataclass(frozen=True)
-class TrainingConfiguration:
-    """Everything that decides the result of a training, except the data."""
-
-    layers: int = 4
-    hidden: int = 128
-    heads: int = 4
-    kv_heads: int | None = None
-    seq: int = 64
-    batch: int = 16
-    micro_batches: int = 1
-    steps: int = 800
-    lr: float = 3e-3
-    warmup: int = 50
-    weight_decay: float = 0.1
-    clip: float = 1.0
-    dropout: float = 0.0
-    dtype: str = "float32"
-    zero: int = 0
-    replicas: int = 1
-    keep_parameters: bool = False
-    recompute: bool = False
-    exact: bool = False
-    seed: int = 0
-    validation_batches: int = 16
-
-    @property
-    def sharding(self) -> Sharding:
-        """How the model is held and sent."""
-        return Sharding(self.zero, self.dtype, self.replicas, not self.keep_parameters, self.recompute, self.exact)
-
-    @property
-    def key_width(self) -> int:
-        """The width of all keys of a position, and of all values."""
-        return (self.heads if self.kv_heads is None else self.kv_heads) * (self.hidden // self.heads)
-
-    def check(self, ranks: int) -> None:
-        """Raise ConfigurationError unless `ranks` ranks can train so."""
-        for name in (
-            "layers",
-            "hidden",
-            "heads",
-            "seq",
-            "batch",
-            "micro_batches",
-            "steps",
-            "validation_batches",
-        ):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
-        for name in ("lr", "warmup", "weight_decay", "clip", "seed"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ConfigurationError(
-                    f"--{name.replace('_', '-')} must be a finite number of at least 0, got {getattr(self, name)}"
-                )
-        if not 0 <= self.dropout < 1:
-            raise ConfigurationError(f"--dropout must be at least 0 and below 1, got {self.dropout}")
-        if self.dtype not in DTYPES:
-            raise ConfigurationError(f"--dtype must be {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, got {self.dtype}")
-        if not 0 <= self.zero <= 3:
-            raise ConfigurationError(f"--zero must be 0, 1, 2 or 3, got {self.zero}")
-        if self.replicas < 1 or ranks % self.replicas:
-            raise ConfigurationError(f"--replicas must divide the number of ranks, {ranks}, but is {self.replicas}")
-        if self.replicas > 1 and self.zero == 0:
-            raise ConfigurationError("--replicas is for sharded models: give --zero 1, 2 or 3 as well")
-        if self.hidden % self.heads:
-            raise ConfigurationError(f"--heads must divide --hidden, but {self.hidden} is no multiple of {self.heads}")
-        if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
-            raise ConfigurationError(
-                f"--kv-heads must divide --heads, but {self.heads} is no multiple of {self.kv_heads}"
-            )
-        if self.batch < ranks:
-            raise ConfigurationError(
-                f"more ranks than data: a global --batch of {self.batch} sequences leaves some of "
-                f"{ranks} ranks without one"
-            )
-        if self.micro_batches > self.batch // ranks:
-            raise ConfigurationError(
-                f"--micro-batches is {self.micro_batches}, but a rank has only {self.batch // ranks} "
-                f"sequences of the global --batch of {self.batch} over {ranks} ranks"
-            )
-
-
-def parse_layout(text: str) -> int:
-    """Return the number of ranks of a layout such as dp4; raises ConfigurationError for any other text."""
-    match = re.fullmatch(r"dp([1-9][0-9]*)", text)
-    if match is None:
-        raise ConfigurationError(f"--layout {text!r} is not known; expected dp and a number of ranks, such as dp4")
-    return int(match[1])
 
 
 @dataclass(frozen=True)
@@ -164,33 +71,63 @@ class Trainer:
         corpus.check(c.seq)
         keep_freed_memory()
         self.corpus, self.metrics, self.files = corpus, communicator.dup(), communicator.dup()
-        self.model = GPT(GPTConfiguration(c.layers, c.hidden, c.heads, c.seq, dropout=c.dropout, groups=c.kv_heads))
-        self.replica = DataParallel(self.model, communicator, c.sharding, c.seed, timeline)
+        self.mesh = mesh = Mesh(communicator, dp=c.dp(communicator.size), pp=c.pp, cp=c.cp, tp=c.tp)
+        self.axis = Axis(mesh.tp, sequence=c.sequence_parallel, exact=c.exact) if c.tp > 1 or c.exact else None
+        self.shape = GPTConfiguration(c.layers, c.hidden, c.heads, c.seq, dropout=c.dropout, groups=c.kv_heads)
+        schedule = c.pipeline(mesh.dp.size)
+        self.extents = c.extents(len(schedule.places), self._head_cost())
+        mine = [number for number, (rank, _) in enumerate(schedule.places) if rank == mesh.pp.rank]
+        models = [self.stage(number) for number in sorted(mine, key=lambda number: schedule.places[number][1])]
+        self.replica = DataParallel(models, mesh.axis("dp", "cp"), c.sharding, c.seed, self.axis, timeline)
+        ends = {schedule.places[0][0], schedule.places[-1][0]}
+        self.tied = mesh.axis("pp").split(0 if mesh.pp.rank in ends else None, mesh.pp.rank)
+        self.activations = SavedBytes()
+        self.pipeline = Pipeline(
+            schedule, self.replica, mesh.pp, self.axis, c.sharding.compute, self.activations, timeline
+        )
         self.optimizer = AdamW([unit.shard for unit in self.replica.units], weight_decay=c.weight_decay)
         self.loss_scale = LossScale(2.0**16, 1000) if c.dtype == "float16" else LossScale()
-        self.activations = SavedBytes()
         self.steps = self.first = self.skipped = 0
         self.restored = False
+
+    def stage(self, number: int) -> GPT:
+        """Return a stage of the model, without values."""
+        context = self.mesh.cp if self.mesh.cp.size > 1 else None
+        return GPT(self.shape, self.extents[number], self.axis, context)
+
+    @property
+    def parameter_count(self) -> int:
+        """How many parameters the whole model has."""
+        return GPT(self.shape).parameter_count()
+
+    @property
+    def positions(self) -> int:
+        """How many positions of each sequence this rank has in layers that are cut."""
+        return sum(map(len, zigzag(self.configuration.seq, self.mesh.cp.size, self.mesh.cp.rank)))
+
+    def samples(self, count: int) -> range:
+        """Return which of `count` samples are this rank's: a run of ⌈count/dp⌉ or ⌊count/dp⌋."""
+        return share(count, self.mesh.dp.size, self.mesh.dp.rank)
 
     def step(self) -> Step:
         """Take one optimizer step on the next global batch; every rank returns the same loss.
 
-        Raises DivergenceError, on every rank, if the loss is not finite.
+        The loss is the mean over all tokens of the global batch: every rank weights its tokens by 1 / (tokens of the global
+        batch), so that the sum over ranks and micro-batches is the mean exactly, with uneven shares as well. Raises
+        DivergenceError, on every rank, if it is not finite.
         """
         c, replica, number = self.configuration, self.replica, self.steps
         began, waited = time.perf_counter(), self._waited()
-        samples = replica.samples(c.batch)
-        windows = self.corpus.batch(c.seed, number, samples, c.seq)
-        with count_saved_bytes(self.activations):
-            losses = replica.accumulate(
-                windows, samples.start, c.batch, c.micro_batches, c.seed, number, self.loss_scale.value
-            )
+        parts = self._micro_batches(self._windows(self.samples(c.batch)))
+        losses = self.pipeline.step(parts, self.loss_scale.value / (c.batch * c.seq), number)
         replica.finish(c.batch)
+        replica.add_tied(self.tied)
+        losses = [loss / self.loss_scale.value for loss in losses]
         if c.exact:
-            most = len(share(c.batch, self.metrics.size, 0))
-            loss, squares = self._sum_exactly(losses, most), replica.exact_squares()
+            loss, squares = self._sum_exactly(losses, len(parts)), self._exact_squares()
         else:
-            loss, squares = sum_over_ranks(self.metrics, sum(losses), replica.squares())
+            squares = sum(map(fused.sum_of_squares, replica.counted()))
+            loss, squares = sum_over_ranks(self.metrics, sum(losses) if self._speaks else 0.0, squares)
         loss = self._checked(loss, f"the loss at step {number + 1}")
         norm, scale = math.sqrt(squares) / self.loss_scale.value, self.loss_scale.value
         if self.loss_scale.update(math.isfinite(norm)):
@@ -205,6 +142,40 @@ class Trainer:
         self.steps += 1
         return Step(loss, time.perf_counter() - began, self._waited() - waited)
 
+    def _windows(self, samples: range) -> Array:
+        """The windows of the next step, where a stage here reads them, and as many of nothing elsewhere."""
+        c = self.configuration
+        if any(chunk.model.extent.first or chunk.model.extent.last for chunk in self.replica.chunks):
+            return self.corpus.batch(c.seed, self.steps, samples, c.seq)
+        return np.zeros((len(samples), c.seq + 1), np.uint8)
+
+    def _micro_batches(self, windows: Array) -> list[MicroBatch]:
+        c, first = self.configuration, self.samples(self.configuration.batch).start
+        count, parts = self.pipeline.schedule.micro_batches, []
+        for number in range(count):
+            part = share(len(windows), count, number)
+            if c.exact:
+                part = range(min(number, len(windows)), min(number + 1, len(windows)))
+            draws = Draws(c.seed, self.steps, first + part.start) if c.dropout else None
+            sample = first + part.start if c.exact and part else None
+            parts.append(MicroBatch(windows[part.start : part.stop], draws, sample))
+        return parts
+
+    @property
+    def _speaks(self) -> bool:
+        """Whether this rank's losses count, which all ranks of a tensor-parallel axis have alike."""
+        return self.mesh.tp.rank == 0
+
+    def _exact_squares(self) -> float:
+        """The squared norm of the gradients, with bits that do not depend on the layout."""
+
+        def largest(x: float) -> float:
+            return float(self.metrics.all_reduce(np.array([x]), ReduceOp.MAX)[0])
+
+        compute = self.configuration.sharding.compute
+        squares = [np.square(gradient.astype(compute), dtype=np.float64) for gradient in self.replica.counted()]
+        return order_free_sum(squares, self.parameter_count, largest, self.metrics.all_reduce)
+
     def validate(self) -> float:
         """Return the mean loss over the validation windows, the same on every rank.
 
@@ -212,22 +183,60 @@ class Trainer:
         """
         c = self.configuration
         windows = c.validation_batches * c.batch
-        mine = self.corpus.validation_batch(windows, self.replica.samples(windows), c.seq)
-        passes = self.evaluations(windows)
-        losses = self.replica.evaluate(mine, 1 if c.exact else self._at_once(), passes)
-        loss = self._sum_exactly(losses, passes) if c.exact else sum_over_ranks(self.metrics, sum(losses))[0]
+        mine = self.corpus.validation_batch(windows, self.samples(windows), c.seq)
+        passes, at_once = self.evaluations(windows), self.at_once
+        parts = [mine[start : start + at_once] for start in range(0, len(mine), at_once)]
+        # Ranks that have run out of windows repeat one, and drop its loss: parameters may be gathered in every pass.
+        losses = self.pipeline.evaluate([*parts, *[mine[:1]] * (passes - len(parts))])[: len(parts)]
+        if c.exact:
+            loss = self._sum_exactly(losses, passes)
+        else:
+            loss = sum_over_ranks(self.metrics, sum(losses) if self._speaks else 0.0)[0]
         return self._checked(loss / (windows * c.seq), f"the validation loss after {self.steps} steps")
 
     def evaluations(self, windows: int) -> int:
         """Return how many passes an evaluation takes: the same on all ranks, since parameters may be gathered in each."""
-        most = len(share(windows, self.metrics.size, 0))
-        return most if self.configuration.exact else -(-most // self._at_once())
+        most = len(share(windows, self.mesh.dp.size, 0))
+        return -(-most // self.at_once)
+
+    def parameters(self) -> Iterator[tuple[str, Array]]:
+        """Yield name and values of every parameter, whole, on every rank; all ranks must go through all of it.
+
+        Do not keep an array: its memory may serve for something else when the next one is asked for.
+        """
+        for number, (rank, chunk) in enumerate(self.pipeline.schedule.places):
+            if rank == self.mesh.pp.rank:
+                values = self.replica.parameters(self.replica.chunks[chunk])
+            else:
+                values = ((parameter, None) for parameter in self._elsewhere(number))
+            for parameter, array in values:
+                if parameter.copy_of:
+                    continue
+                dtype = self.configuration.sharding.compute
+                whole = np.empty(parameter.whole_shape, dtype) if array is None else self._joined(parameter, array)
+                yield parameter.name, whole if self.mesh.pp.size == 1 else self.mesh.pp.broadcast(whole, rank)
+
+    def _elsewhere(self, number: int) -> list[Parameter]:
+        """The parameters of a stage, in the order in which those who have it go through them."""
+        model = self.stage(number)
+        for name, parameter in model.named_parameters():
+            parameter.name = name
+        layouts = self.configuration.sharding.layouts(model, self.replica.group.size)
+        return [slot.parameter for layout in layouts for slot in layout.slots]
+
+    def _joined(self, parameter: Parameter, array: Array) -> Array:
+        """The whole of a parameter of which tensor-parallel ranks may have a part each."""
+        if parameter.shape == parameter.whole_shape:
+            return to_host(array)
+        whole = np.zeros(parameter.whole_shape, array.dtype)
+        whole[tuple(slice(a, a + n) for a, n in zip(parameter.start, parameter.shape, strict=True))] = to_host(array)
+        return self.mesh.tp.all_reduce(whole)
 
     def weights_sha256(self) -> str:
         """Return the digest of all weights; raises RuntimeError if the ranks' weights differ."""
         digests = {
             name: hashlib.sha256(f"{name} {data.dtype.name} {data.shape}\n".encode() + to_host(data).tobytes()).digest()
-            for name, data in self.replica.parameters()
+            for name, data in self.parameters()
         }
         digest = hashlib.sha256(b"".join(digests[name] for name in sorted(digests)))
         everyone = self.metrics.all_gather(np.frombuffer(digest.digest(), np.uint8))
@@ -245,15 +254,14 @@ class Trainer:
         for unit in self.replica.units:
             shard = unit.shard
             for slot, elements, place in unit.layout.inside(shard.part):
-                shape, name = slot.parameter.full_shape, slot.parameter.name
+                p = slot.parameter
                 for prefix, array in (
                     ("", shard.values),
                     ("optimizer.first_moment/", shard.first_moment),
                     ("optimizer.second_moment/", shard.second_moment),
                 ):
-                    pieces.append(
-                        Piece(f"{prefix}{name}", shape, (0,) * len(shape), shape, elements.start, array[place])
-                    )
+                    name = f"{prefix}{p.copy_of or p.name}"
+                    pieces.append(Piece(name, p.whole_shape, p.start, p.shape, elements.start, array[place]))
         return pieces
 
     def metadata(self) -> dict[str, object]:
@@ -307,15 +315,30 @@ class Trainer:
         self.replica.restored()
         return differing
 
-    def _at_once(self) -> int:
+    @property
+    def at_once(self) -> int:
+        """How many windows go together in a validation."""
         c = self.configuration
-        return max(1, c.batch // self.metrics.size // c.micro_batches)
+        if c.exact:
+            return 1
+        return max(1, c.batch // self.mesh.dp.size // c.micro_batches)
 
     def _sum_exactly(self, values: list[float], most: int) -> float:
         """The sum over all ranks, of at most `most` values each."""
         mine = np.zeros(most)
-        mine[: len(values)] = values
+        if self._speaks:
+            mine[: len(values)] = values
         return exact_sum(self.metrics.all_gather(mine).ravel().tolist())
+
+    def _head_cost(self) -> float:
+        """How many layers take as long as the output head, where layers are to be balanced: measured by rank 0."""
+        c = self.configuration
+        if c.pp == 1 or c.stage_layers:
+            return 0.0
+        cost = np.zeros(1)
+        if self.metrics.rank == 0:
+            cost[0] = measure_head(self.shape, self.at_once, c.sharding.compute)
+        return float(self.metrics.broadcast(cost)[0])
 
     def _checked(self, loss: float, what: str) -> float:
         if not math.isfinite(loss):
@@ -323,7 +346,8 @@ class Trainer:
         return loss
 
     def _waited(self) -> float:
-        return self.replica.wait_seconds + sum(self.metrics.stats.wait_seconds.values())
+        blocking = self.metrics, self.mesh.tp, self.mesh.cp
+        return self.replica.wait_seconds + sum(sum(axis.stats.wait_seconds.values()) for axis in blocking)
 
 
 def _with_kv_heads(configuration: dict[str, Any]) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kernels import fused
-from parallel.autograd import Array
+from parallel.autograd import COPIED, Array
 
 if TYPE_CHECKING:
-    from parallel.nn import Module, Parameter
+    from parallel.nn import GPT, Module, Parameter
 
 Allocate = Callable[[int, Any], Array]
 """`allocate(elements, dtype)`: a new flat array."""
@@ -33,16 +33,27 @@ class Slot:
 
 
 class Layout:
-    """The order of some parameters in a flat array, padded to `parts` equal parts; those with weight decay come first."""
+    """The order of some parameters in a flat array, padded to `parts` equal parts.
 
-    def __init__(self, name: str, parameters: Sequence[Parameter], parts: int) -> None:
-        self.name, self.parts = name, parts
+    First come those with weight decay, `decayed` elements; of the others last those that all ranks of a tensor-parallel axis
+    have alike, from element `shared` on, and of these last the ones of whose gradient each makes a part, from `copied` on. `tied`:
+    another unit holds the same parameter, and the gradients of both are to be added up.
+    """
+
+    def __init__(self, name: str, parameters: Sequence[Parameter], parts: int, tied: bool = False) -> None:
+        self.name, self.parts, self.tied = name, parts, tied
         self.slots: list[Slot] = []
-        self.size = self.decayed = 0
-        for parameter in sorted(parameters, key=lambda parameter: not parameter.decay):
+        self.size = self.decayed = self.shared = self.copied = 0
+
+        def place(parameter: Parameter) -> tuple[bool, bool, bool]:
+            return not parameter.decay, parameter.placement.kind != "sharded", parameter.placement is COPIED
+
+        for parameter in sorted(parameters, key=place):
             self.slots.append(Slot(parameter, self.size))
             self.size += parameter.size
             self.decayed += parameter.size if parameter.decay else 0
+            self.shared += parameter.size if parameter.placement.kind == "sharded" else 0
+            self.copied += parameter.size if parameter.placement is not COPIED else 0
         self.padded = -(-self.size // (GRAIN * parts)) * GRAIN * parts
 
     def part(self, index: int) -> slice:
@@ -60,7 +71,7 @@ class Layout:
     def views(self, flat: Array) -> Iterator[tuple[Parameter, Array]]:
         """Every parameter's elements in a flat array of `padded` elements, in its shape."""
         for slot in self.slots:
-            yield slot.parameter, flat[slot.start : slot.stop].reshape(slot.parameter.full_shape)
+            yield slot.parameter, flat[slot.start : slot.stop].reshape(slot.parameter.shape)
 
     def first_values(self, seed: int, part: slice, out: Array) -> None:
         """Fill `out` with the first values of `part`, drawing no others; padding is 0."""
@@ -69,29 +80,45 @@ class Layout:
             out[place] = slot.parameter.initial_values(seed, elements.start, elements.stop)
 
 
-def by_module(model: Module, parts: int) -> list[Layout]:
-    """A unit for each block of the model, and one for everything else, in the order of forward."""
-    blocks = {f"blocks.{number}": block for number, block in enumerate(getattr(model, "blocks", ()))}
-    inside = {parameter for block in blocks.values() for _, parameter in block.named_parameters()}
-    rest = [parameter for _, parameter in model.named_parameters() if parameter not in inside]
-    units = [Layout(name, [p for _, p in block.named_parameters()], parts) for name, block in blocks.items()]
-    return [Layout("rest", rest, parts), *units]
+def by_module(model: GPT, parts: int) -> list[Layout]:
+    """One unit for everything that is in no block, and one for each block, in the order of forward.
+
+    An output head with a weight of its own, and the embedding that it is a copy of, are units by themselves.
+    """
+    blocks = [Layout(f"blocks.{n}", _parameters(block), parts) for n, block in model.blocks.items()]
+    inside = {slot.parameter for block in blocks for slot in block.slots}
+    rest = [parameter for parameter in _parameters(model) if parameter not in inside]
+    apart = [parameter for parameter in rest if _apart(model, parameter)]
+    others = [parameter for parameter in rest if parameter not in apart]
+    units = [Layout(parameter.name, [parameter], parts, tied=True) for parameter in apart]
+    return [*([Layout("rest", others, parts)] if others else []), *units, *blocks]
 
 
-def by_size(model: Module, parts: int, itemsize: int, first: int, others: int) -> list[Layout]:
-    """Buckets of at least `first` bytes (the one that backward fills first, the last here) and `others` bytes."""
-    parameters = [parameter for _, parameter in model.named_parameters()]
+def by_size(model: GPT, parts: int, itemsize: int, first: int, others: int) -> list[Layout]:
+    """Buckets of at least `first` bytes (the one that backward fills first, the last here) and `others` bytes.
+
+    What is apart in `by_module` is so here.
+    """
     buckets: list[list[Parameter]] = [[]]
     limit = first
-    for parameter in reversed(parameters):
-        if sum(p.size for p in buckets[-1]) * itemsize >= limit:
+    for parameter in reversed(_parameters(model)):
+        bytes_ = sum(p.size for p in buckets[-1]) * itemsize
+        if bytes_ >= limit or (bytes_ and _apart(model, parameter) != _apart(model, buckets[-1][-1])):
+            limit = others if bytes_ >= limit else limit
             buckets.append([])
-            limit = others
         buckets[-1].append(parameter)
     count = len(buckets)
-    return [Layout(f"bucket {count - number}", list(reversed(bucket)), parts) for number, bucket in enumerate(buckets)][
-        ::-1
-    ]
+    named = [(f"bucket {count - number}", list(reversed(bucket))) for number, bucket in enumerate(buckets)]
+    return [Layout(name, bucket, parts, tied=_apart(model, bucket[0])) for name, bucket in reversed(named)]
+
+
+def _parameters(module: Module) -> list[Parameter]:
+    return [parameter for _, parameter in module.named_parameters()]
+
+
+def _apart(model: GPT, parameter: Parameter) -> bool:
+    """Whether it is tied, and yet in two places."""
+    return bool(parameter.copy_of) or (model.extent.untied and parameter.name == "token_embedding.weight")
 
 
 class Pool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from parallel.configuration import TrainingConfiguration
 from parallel.data import Corpus
-from parallel.train import TrainingConfiguration
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ import numpy as np
 import collectives as cc
 from bench.harness.contestants import Unavailable
 from bench.training.learner import Contestant, Learner
+from parallel.configuration import TrainingConfiguration
 from parallel.data import Corpus
-from parallel.train import Step, Trainer, TrainingConfiguration
+from parallel.train import Step, Trainer
 
 
 class Steps(Protocol):

@@ -17,11 +17,11 @@ from torch.nn.utils import clip_grad_norm_, clip_grads_with_norm_, get_total_nor
 
 from bench.training.learner import Learner
 from bench.training.torch_gpt import TorchGPT, initialise, parameter_groups
+from parallel.configuration import TrainingConfiguration
 from parallel.data import Corpus
 from parallel.formulas import share
 from parallel.nn import GPTConfiguration
 from parallel.optim import learning_rate
-from parallel.train import TrainingConfiguration
 
 
 class Alone:

@@ -18,8 +18,8 @@ from bench.harness.contestants import Unavailable
 from bench.harness.protocol import Channel, Message
 from bench.training.contestants import join
 from bench.training.learner import Contestant, Learner
+from parallel.configuration import TrainingConfiguration
 from parallel.data import load
-from parallel.train import TrainingConfiguration
 from transports import environment
 
 

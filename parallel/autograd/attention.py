@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kernels import fused
+from parallel.autograd.placement import FEATURES, rule
 from parallel.autograd.tensor import Array, Operation, Saved, Tensor, array_module
 from parallel.formulas import share, zigzag
 
@@ -112,7 +113,9 @@ def _causal_attention_packed(g: Array, saved: Saved) -> Array:
     return gradient
 
 
-causal_attention = Operation("causal_attention", _causal_attention, (_causal_attention_packed,))
+_BY_HEADS = rule((FEATURES, FEATURES))
+
+causal_attention = Operation("causal_attention", _causal_attention, (_causal_attention_packed,), _BY_HEADS)
 
 
 # ring_attention: each rank holds two blocks of the positions, and keys and values go round (Liu 2023, arXiv 2310.01889)
@@ -368,4 +371,4 @@ def _ring_attention_packed(g: Array, saved: Saved) -> Array:
     return gradient
 
 
-ring_attention = Operation("ring_attention", _ring_attention, (_ring_attention_packed,))
+ring_attention = Operation("ring_attention", _ring_attention, (_ring_attention_packed,), _BY_HEADS)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from parallel.autograd.placement import unchanged
 from parallel.autograd.tensor import Array, Operation, Saved, Tensor, no_gradient, recording
 
 
 def recompute(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Return `function(x)`; of all that it computes only `x` is kept for backward (Chen 2016, arXiv 1604.06174).
 
-    `function` must give the same result again, so its random numbers must not depend on when they are drawn. The
-    parameters that it uses get their gradients, and their sinks learn of it, while `backward` passes. Raises
+    `function` must give the same result again, so its random numbers must not depend on when they are drawn. What it makes must
+    be placed as x is. The parameters that it uses get their gradients, and their sinks learn of it, while `backward` passes. Raises
     ValueError if x requires no gradient, as backward would not come by.
     """
     if not x.requires_gradient:
@@ -21,16 +22,16 @@ def recompute(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 def _forward(x: Tensor, function: Callable[[Tensor], Tensor]) -> tuple[Array, Saved]:
     with no_gradient():
-        return function(x).data, (x.data, function)
+        return function(x).data, (x.data, x.placement, function)
 
 
 def _product(g: Array, saved: Saved) -> Array:
-    data, function = saved
-    x = Tensor(data, requires_gradient=True)
+    data, placement, function = saved
+    x = Tensor(data, requires_gradient=True, placement=placement)
     with recording():
         result = function(x)
     result.backward(g)
     return x.gradient
 
 
-_recomputed = Operation("recompute", _forward, (_product,))
+_recomputed = Operation("recompute", _forward, (_product,), unchanged)

@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
+
+from parallel.autograd.placement import REPLICATED, REPLICATED_ONLY, Placement, Rule
 
 Array: TypeAlias = Any
 """A numpy array, or one of another module with the same interface (cupy); no type covers both."""
@@ -24,6 +27,7 @@ VectorJacobianProduct: TypeAlias = Callable[[Array, Saved], Array]
 # recording off.
 _recording: ContextVar[bool] = ContextVar("recording", default=True)
 _saved_bytes: ContextVar[SavedBytes | None] = ContextVar("saved_bytes", default=None)
+_deferred: ContextVar[list[Callable[[], None]] | None] = ContextVar("deferred", default=None)
 _node_numbers = count()
 
 
@@ -46,17 +50,19 @@ class Tensor:
     """An array in a differentiable computation.
 
     Arguments: `data`, the array; `requires_gradient`, true for a leaf whose gradient `backward` should
-    accumulate. `gradient` is None until the first `backward`; later ones are added to it. A leaf may have a
-    `sink`, which says where its gradient lies and learns when it is complete.
+    accumulate; `placement`, how the ranks of a tensor-parallel axis hold it together. `gradient` is None until the
+    first `backward`; later ones are added to it. A leaf may have a `sink`, which says where its gradient lies and
+    learns when it is complete.
     """
 
-    __slots__ = ("data", "gradient", "node", "requires_gradient", "sink")
+    __slots__ = ("data", "gradient", "node", "placement", "requires_gradient", "sink")
 
     data: Array
 
-    def __init__(self, data: Array, requires_gradient: bool = False) -> None:
+    def __init__(self, data: Array, requires_gradient: bool = False, placement: Placement = REPLICATED) -> None:
         self.data = data
         self.requires_gradient = requires_gradient
+        self.placement = placement
         self.gradient: Array | None = None
         self.node: Node | None = None
         self.sink: Sink | None = None
@@ -85,13 +91,15 @@ class Tensor:
             gradient = array_module(self.data).ones_like(self.data)
         nodes, uses = _consumers_first(self.node)
         pending: dict[Node, Array] = {self.node: gradient}
+        deferred = _deferred.get()
         for node in nodes:
-            _pull_back(node, pending.pop(node), pending)
-            for source in node.sources:
-                if isinstance(source, Tensor):
-                    uses[source] -= 1
-                    if uses[source] == 0 and source.sink is not None:
-                        source.sink.complete(source)
+            arrived = pending.pop(node)
+            _pull_back(node, arrived, pending)
+            finish = partial(_finish, node, arrived, uses)
+            if deferred is not None and any(_has_sink(source) for source in node.sources):
+                deferred.append(finish)
+            else:
+                finish()
         self.node = None
 
 
@@ -108,6 +116,12 @@ class Node:
     saved: Saved | None
     number: int = field(default_factory=lambda: next(_node_numbers))
 
+    def free(self) -> None:
+        """Let go of what was saved."""
+        if (ledger := _saved_bytes.get()) is not None and self.saved is not None:
+            ledger.remove(self.saved)
+        self.saved = None
+
 
 @dataclass(frozen=True, eq=False)
 class Operation:
@@ -115,7 +129,7 @@ class Operation:
 
     `forward(*tensors, **options)` returns the result's array and what is to be saved: arrays, and leaves
     themselves, whose data may lie elsewhere by the time of the products. `vjps[i](gradient, saved)` returns
-    the gradient of input i, from the gradient of the result. A product returns `gradient` itself or an array
+    the gradient of input i, from the gradient of the result; `places` says how the result is placed. A product returns `gradient` itself or an array
     that is nobody else's, and may overwrite saved arrays if it is the only one of its row; no one writes into
     the array `gradient`.
     """
@@ -123,13 +137,15 @@ class Operation:
     name: str
     forward: Forward
     vjps: tuple[VectorJacobianProduct, ...]
+    places: Rule = REPLICATED_ONLY
 
     def __call__(self, *inputs: Tensor, **options: Any) -> Tensor:
         """Apply the operation, and record it when recording is on and an input requires a gradient."""
         if len(inputs) != len(self.vjps):
             raise TypeError(f"{self.name} takes {len(self.vjps)} tensors, got {len(inputs)}")
+        placement = self.places(self.name, [tensor.placement for tensor in inputs], options)
         data, saved = self.forward(*inputs, **options)
-        result = Tensor(data)
+        result = Tensor(data, placement=placement)
         if _recording.get() and any(tensor.requires_gradient for tensor in inputs):
             result.requires_gradient = True
             result.node = Node(self, tuple(_source(tensor) for tensor in inputs), saved)
@@ -200,6 +216,20 @@ def recording(on: bool = True) -> Iterator[None]:
         _recording.reset(token)
 
 
+@contextmanager
+def deferring(gradients: list[Callable[[], None]]) -> Iterator[None]:
+    """Have every `backward` in this block leave the gradients of leaves with sinks undone, as calls added to `gradients`.
+
+    What these need is kept until they are called. So backward falls into two halves, that of the inputs and that of the
+    weights (Qi 2024, arXiv 2401.10241, section 2).
+    """
+    token = _deferred.set(gradients)
+    try:
+        yield
+    finally:
+        _deferred.reset(token)
+
+
 def is_recording() -> bool:
     """Whether operations are recorded here."""
     return _recording.get()
@@ -227,12 +257,12 @@ def _consumers_first(root: Node) -> tuple[list[Node], Counter[Tensor]]:
 
 
 def _pull_back(node: Node, gradient: Array, pending: dict[Node, Array]) -> None:
-    """Send the gradient of a result to its inputs: to leaves at once, to nodes by way of `pending`."""
+    """Send the gradient of a result to its inputs that have no sink: leaves, and nodes by way of `pending`."""
     saved = node.saved
     if saved is None:
         raise ValueError(f"the record of {node.operation.name} was used up by an earlier backward; compute it again")
     for source, product in zip(node.sources, node.operation.vjps, strict=True):
-        if source is None:
+        if source is None or _has_sink(source):
             continue
         part = product(gradient, saved)
         if isinstance(source, Tensor):
@@ -244,9 +274,23 @@ def _pull_back(node: Node, gradient: Array, pending: dict[Node, Array]) -> None:
         else:
             part += pending[source]  # fresh and ours alone, whereas the pending one may be some node's own gradient
             pending[source] = part
-    node.saved = None
-    if (ledger := _saved_bytes.get()) is not None:
-        ledger.remove(saved)
+
+
+def _finish(node: Node, gradient: Array, uses: Counter[Tensor]) -> None:
+    """Send the gradient of a result to its inputs that have a sink, and free the record."""
+    assert node.saved is not None
+    for source, product in zip(node.sources, node.operation.vjps, strict=True):
+        if isinstance(source, Tensor) and source.sink is not None:
+            part = product(gradient, node.saved)
+            _add_to_leaf(source, part, shared=part is gradient)
+            uses[source] -= 1
+            if uses[source] == 0:
+                source.sink.complete(source)
+    node.free()
+
+
+def _has_sink(source: Node | Tensor | None) -> bool:
+    return isinstance(source, Tensor) and source.sink is not None
 
 
 def _add_to_leaf(leaf: Tensor, part: Array, shared: bool) -> None:

@@ -21,7 +21,7 @@ from bench.training.ours import MODES, Hushable, Switch, contestant
 from bench.training.table import HEADER, Measured, line, rows, summary
 from bench.training.worker import Specification, Worker
 from collectives.testing import run_ranks
-from parallel.train import TrainingConfiguration
+from parallel.configuration import TrainingConfiguration
 
 ROOT = Path(__file__).parents[2]
 TINY = TrainingConfiguration(layers=1, hidden=16, heads=2, seq=12, batch=4, steps=100, warmup=2)

@@ -32,11 +32,12 @@ from parallel.autograd import (
     no_gradient,
     vjps,
 )
+from parallel.configuration import ConfigurationError, TrainingConfiguration
 from parallel.data import Corpus
 from parallel.formulas import gpt_parameters, ring_attention_bytes, share
 from parallel.job import Options
 from parallel.nn import GPT, CausalSelfAttention, GPTConfiguration
-from parallel.train import ConfigurationError, Trainer, TrainingConfiguration, generate
+from parallel.train import Trainer, generate
 
 ROOT = Path(__file__).parents[2]
 TEXT = np.frombuffer(b"the quick brown fox jumps over the lazy dog; " * 40, np.uint8)
@@ -108,7 +109,7 @@ def test_attention_in_runs_of_positions_is_attention(
 @pytest.mark.parametrize("groups", [1, 2, 4, None])
 def test_a_model_with_groups_has_the_parameters_that_the_formula_says(groups: int | None) -> None:
     model = GPT(GPTConfiguration(2, 16, 4, 7, 11, groups=groups))
-    assert model.blocks[0].attention.packed.weight.full_shape == (16 + 8 * (groups or 4), 16)
+    assert model.blocks[0].attention.packed.weight.shape == (16 + 8 * (groups or 4), 16)
     assert model.parameter_count() == gpt_parameters(2, 16, 7, 11, key_width=4 * (groups or 4))
 
 
@@ -120,7 +121,7 @@ def test_a_training_with_groups_holds_what_the_formulas_say_and_learns_what_one_
         losses = [trainer.step().loss for _ in range(TRAINING.steps)]
         assert asdict(accounting.memory(trainer)) == asdict(accounting.expected_memory(trainer))
         assert accounting.traffic(trainer) == accounting.expected_traffic(trainer, 0)
-        generate(dict(trainer.replica.parameters()), TRAINING, 3)
+        generate(dict(trainer.parameters()), TRAINING, 3)
         return losses
 
     ((one,), several) = run_ranks(1, rank), run_ranks(2, rank)

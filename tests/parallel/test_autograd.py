@@ -11,17 +11,23 @@ from hypothesis import strategies as st
 
 from collectives.testing import run_ranks
 from parallel.autograd import (
+    FEATURES,
+    PARTIAL,
+    SEQUENCE,
     TABLE,
     GradientError,
     Operation,
+    Placement,
     SavedBytes,
     Tensor,
+    across,
     check_gradients,
     count_saved_bytes,
     no_gradient,
     recompute,
     vjps,
 )
+from parallel.axis import Axis
 
 Draw = Callable[..., np.ndarray]
 
@@ -38,7 +44,7 @@ CASES: dict[str, Callable[[Draw, int, int, int, int], None]] = {
     ),
     "gelu": lambda draw, b, s, _h, e: check_gradients(vjps.gelu, 3 * draw(b, s, e), draw(e)),
     "dropout": lambda draw, b, s, _h, e: check_gradients(
-        lambda x: vjps.dropout(x, probability=0.4, key=(1, 2), first=3, row_stride=e), draw(b, s, e)
+        lambda x: vjps.dropout(x, probability=0.4, key=(1, 2), runs=((b * s, 3),), row_stride=e), draw(b, s, e)
     ),
     "causal_attention": lambda draw, b, s, h, e: check_gradients(
         lambda packed: vjps.causal_attention(packed, heads=h), draw(b, s, 3 * h * e)
@@ -52,7 +58,44 @@ CASES: dict[str, Callable[[Draw, int, int, int, int], None]] = {
     "cross_entropy": lambda draw, b, s, h, _e: check_gradients(
         lambda logits: vjps.cross_entropy(logits, targets=tokens(b, s, h), scale=0.3), draw(b, s, h)
     ),
+    "copy_to_ranks": lambda draw, b, s, _h, e: alone(
+        lambda axis: check_gradients(lambda x: across.copy_to_ranks(x, axis=axis), draw(b, s, e))
+    ),
+    "sum_over_ranks": lambda draw, b, s, _h, e: alone(
+        lambda axis: check_gradients(lambda x: across.sum_over_ranks(placed(x, PARTIAL), axis=axis), draw(b, s, e))
+    ),
+    "gather_sequence": lambda draw, b, s, _h, e: alone(
+        lambda axis: check_gradients(lambda x: across.gather_sequence(placed(x, SEQUENCE), axis=axis), draw(b, s, e))
+    ),
+    "scatter_sequence": lambda draw, b, s, _h, e: alone(
+        lambda axis: check_gradients(lambda x: across.scatter_sequence(placed(x, PARTIAL), axis=axis), draw(b, s, e))
+    ),
+    "project_and_sum": lambda draw, b, s, h, e: alone(
+        lambda axis: check_gradients(
+            lambda x, w: across.project_and_sum(placed(x, FEATURES), placed(w, FEATURES), axis=axis),
+            draw(b, s, e),
+            draw(h, e),
+        )
+    ),
+    "vocabulary_cross_entropy": lambda draw, b, s, h, _e: alone(
+        lambda axis: check_gradients(
+            lambda x: across.vocabulary_cross_entropy(
+                placed(x, FEATURES), targets=tokens(b, s, h), scale=0.3, axis=axis, cut=axis.cut(h)
+            ),
+            draw(b, s, h),
+        )
+    ),
 }
+
+
+def alone(run: Callable[[Axis], None]) -> None:
+    """Rows that cross ranks, on one rank; tests/parallel/test_tensor_parallel.py has them on several."""
+    run_ranks(1, lambda comm: run(Axis(comm)))
+
+
+def placed(x: Tensor, placement: Placement) -> Tensor:
+    x.placement = placement
+    return x
 
 
 def tokens(sequences: int, positions: int, vocabulary: int) -> np.ndarray:

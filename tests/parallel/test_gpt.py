@@ -20,7 +20,7 @@ def build(dtype: str = "float64", seed: int = 3, shape: GPTConfiguration = SMALL
     for name, parameter in named.items():
         parameter.name = name
         values = parameter.initial_values(seed, 0, parameter.size)
-        parameter.data = values.astype(dtype).reshape(parameter.full_shape)
+        parameter.data = values.astype(dtype).reshape(parameter.shape)
     return model, named
 
 

@@ -17,9 +17,9 @@ from collectives import Communicator
 from collectives.testing import run_ranks
 from parallel import checkpoint, report
 from parallel.__main__ import main
+from parallel.configuration import ConfigurationError, TrainingConfiguration
 from parallel.job import Comparison, Options, prepare, run
 from parallel.stages import compare_stages
-from parallel.train import ConfigurationError, TrainingConfiguration
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--layers", "1", "--hidden", "16", "--heads", "2", "--seq", "12", "--batch", "6", "--steps", "4",
@@ -188,7 +188,7 @@ def test_mpirun_trains_the_same_weights(
 @pytest.mark.parametrize(
     ("arguments", "variables", "said"),
     [
-        (["--layout", "pp2"], {}, "--layout 'pp2' is not known"),
+        (["--layout", "xp2"], {}, "--layout 'xp2' is not known"),
         (["--no-such-flag"], {}, "unrecognized arguments: --no-such-flag"),
         (["--steps", "many"], {}, "argument --steps: invalid int value: 'many'"),
         ([], {"COLLECTIVES_TRANSPORT": "pigeons"}, "transport is 'pigeons'"),
@@ -286,7 +286,8 @@ def test_a_training_that_overflows_says_so_and_nothing_else(text: Path) -> None:
     ("arguments", "message"),
     [
         (["--layout", "dp9"], "more ranks than data: a global --batch of 6"),
-        (["--layout", "pp2"], "--layout 'pp2' is not known"),
+        (["--layout", "xp2"], "--layout 'xp2' is not known"),
+        (["--layout", "pp2"], "pp2 with 1 stages a rank takes 2 layers, but there are 1"),
         (["--data", "/nonexistent"], "--data /nonexistent: no such file or folder"),
         (["--seq", "5000"], "too few for sequences of 5000"),
         (["--steps", "many"], "argument --steps: invalid int value: 'many'"),

@@ -15,7 +15,7 @@ model = GPT(SHAPE)
 named = dict(model.named_parameters())
 for name, parameter in named.items():
     parameter.name = name
-    parameter.data = parameter.initial_values(7, 0, parameter.size).astype(np.float32).reshape(parameter.full_shape)
+    parameter.data = parameter.initial_values(7, 0, parameter.size).astype(np.float32).reshape(parameter.shape)
 ours = model.loss(windows, 1 / windows[:, 1:].size)
 ours.backward()
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch.distributed as dist
 
 from bench.training.contestants import join
+from parallel.configuration import TrainingConfiguration
 from parallel.data import Corpus
-from parallel.train import TrainingConfiguration
 
 name, store = sys.argv[1:]
 text = np.frombuffer(b"the quick brown fox jumps over the lazy dog; " * 40, np.uint8)
