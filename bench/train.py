@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+from itertools import product
 from pathlib import Path
 
 import collectives as cc
 from bench.harness.jobs import Program, absent, listen, running
 from bench.harness.record import Notes, write
-from bench.training.contestants import ALONE, TORCH, names
+from bench.training.contestants import ALONE, LAYOUTS, TORCH, groups, names
 from bench.training.driver import measure
 from bench.training.table import HEADER, TITLE, line, rows, summary
 from bench.training.worker import Specification
@@ -25,7 +26,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bench train", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--ranks", default="2,4", help="numbers of ranks")
-    parser.add_argument("--with", dest="contestants", default=",".join(names()), help="who takes part")
+    parser.add_argument("--layouts", default="", help=f"what is compared: {', '.join(LAYOUTS)}, or all; by default dp")
+    parser.add_argument(
+        "--with", dest="contestants", default="", help=f"only these take part; there are {', '.join(names())}"
+    )
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--heads", type=int, default=4)
@@ -46,6 +50,7 @@ def main(arguments: list[str]) -> int:
     try:
         ranks = [int(number) for number in asked.ranks.split(",")]
         wanted = [name for name in asked.contestants.split(",") if name]
+        layouts = [name for name in asked.layouts.split(",") if name]
         _training(asked, 1)
     except (ValueError, ConfigurationError) as error:
         parser.error(str(error))
@@ -56,9 +61,14 @@ def main(arguments: list[str]) -> int:
     for name in wanted:
         if name not in names():
             parser.error(f"there is no contestant {name}; there are: {', '.join(names())}")
+    if layouts == ["all"]:
+        layouts = list(LAYOUTS)
+    for name in layouts:
+        if name not in LAYOUTS:
+            parser.error(f"there is no layout {name}; there are: {', '.join(LAYOUTS)}, all")
     if cc.under_launcher():
         parser.error("it starts its ranks itself: run it without a launcher")
-    return _compare(asked, ranks, wanted)
+    return _compare(asked, ranks, groups(layouts, wanted))
 
 
 def _training(asked: argparse.Namespace, ranks: int) -> TrainingConfiguration:
@@ -71,27 +81,23 @@ def _training(asked: argparse.Namespace, ranks: int) -> TrainingConfiguration:
     return training
 
 
-def _compare(asked: argparse.Namespace, numbers: list[int], wanted: list[str]) -> int:
-    """On each number of ranks, start a job for every contestant, and lead them."""
+def _compare(asked: argparse.Namespace, numbers: list[int], layouts: dict[str, list[str]]) -> int:
+    """On each number of ranks and for each layout, start a job for every contestant, and lead them."""
     say, table, cores = Notes(), [], sorted(os.sched_getaffinity(0))
     say.machine()
-    if any(name in TORCH for name in wanted) and (reason := absent("gloo")):
+    if any(name in TORCH for wanted in layouts.values() for name in wanted) and (reason := absent("gloo")):
         say(f"PyTorch is left out: {reason}")
-        wanted = [name for name in wanted if name not in TORCH]
+        layouts = {layout: [name for name in wanted if name not in TORCH] for layout, wanted in layouts.items()}
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        folder = Path(name)
-        listener, address = listen(folder)
-        for ranks in numbers:
+        listener, address = listen(Path(name))
+        for ranks, layout in product(numbers, layouts):
+            folder = Path(name) / f"{layout}-{ranks}"
+            folder.mkdir()
             programs = {}
-            for contestant in wanted:
+            for contestant in layouts[layout]:
                 own = 1 if contestant in ALONE else ranks
                 specification = Specification(
-                    address,
-                    contestant,
-                    cores,
-                    str(folder / f"store-{contestant}-{ranks}"),
-                    asked.data,
-                    _training(asked, own),
+                    address, contestant, cores, str(folder / f"store-{contestant}"), asked.data, _training(asked, own)
                 )
                 library = "gloo" if contestant in TORCH else "ours"
                 programs[contestant] = Program(library, ["bench.training.worker", specification.encode()], own)
@@ -103,8 +109,10 @@ def _compare(asked: argparse.Namespace, numbers: list[int], wanted: list[str]) -
                 for contestant, reason in lost.items():
                     say(f"{contestant} is left out on {ranks} ranks: {reason}")
                 measured = measure(jobs, asked.learn, asked.rounds, asked.steps, say)
-            found = rows(measured, asked.batch * asked.seq, len(cores))
-            print(f"\n# {asked.learn} steps learnt, then timed, {ranks} ranks; {TITLE}\n{HEADER}")
+            found = rows(measured, asked.batch * asked.seq, len(cores), layout)
+            print(
+                f"\n# {layout or 'together'}: {asked.learn} steps learnt, then timed, {ranks} ranks; {TITLE}\n{HEADER}"
+            )
             for row in found:
                 print(line(row), flush=True)
             table += found

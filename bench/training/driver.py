@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
 from bench.harness.jobs import Job, Player, turns
 from bench.training.table import Measured
@@ -32,7 +33,7 @@ class Trainee(Player):
         for start in range(0, steps, BLOCK):
             answers = self.ask("run", steps=min(BLOCK, steps - start), hushed=False)
             losses = zip(*(answer["losses"] for answer in answers), strict=True)
-            self.measured.losses += [sum(ranks) / len(ranks) for ranks in losses]
+            self.measured.losses += [fmean(loss for loss in ranks if loss is not None) for ranks in losses]
         self.measured.peak = max((answer["peak"] for answer in self.ask("peak")), default=0)
         self.ask("run", steps=1, hushed=True)  # what is to be prepared for this is not to be timed
 

@@ -14,12 +14,13 @@ class Learner:
     """A model that steps together with those of the other ranks.
 
     `step()` takes one optimizer step on this rank's share of the next global batch, and returns its loss (the mean
-    over the global batch, or over the share alone) and the seconds that it waited in collectives, where they are known.
+    over the global batch, or over the share alone; None where only other ranks know it) and the seconds that it waited
+    in collectives, where they are known.
     `hush(True)` lets it do the same work without any communication, so that the ranks' weights part ways, and
     `hush(False)` brings the communication back.
     """
 
-    step: Callable[[], tuple[float, float | None]]
+    step: Callable[[], tuple[float | None, float | None]]
     hush: Callable[[bool], None]
 
 

@@ -28,11 +28,34 @@ class Steps(Protocol):
 Mode = Callable[[TrainingConfiguration, Corpus, cc.Communicator], Steps]
 
 
-def _stage(number: int) -> Mode:
-    return lambda configuration, corpus, world: Trainer(replace(configuration, zero=number), corpus, world)
+MICRO_BATCHES: Final = 8
+"""Of a pipeline, on every rank count and in PyTorch too."""
+CHUNKS: Final = 2
+"""Stages of a rank in an interleaved pipeline."""
 
 
-MODES: Final[dict[str, Mode]] = {f"zero{number}": _stage(number) for number in range(4)}
+def _with(changes: Callable[[int], dict[str, Any]]) -> Mode:
+    """The trainer of a configuration with the changes that a number of ranks makes to it."""
+    return lambda configuration, corpus, world: Trainer(replace(configuration, **changes(world.size)), corpus, world)
+
+
+def _zero(stage: int) -> Mode:
+    return _with(lambda ranks: {"zero": stage})
+
+
+def _pipeline(schedule: str, chunks: int = 1) -> Mode:
+    return _with(lambda ranks: {"pp": ranks, "schedule": schedule, "chunks": chunks, "micro_batches": MICRO_BATCHES})
+
+
+MODES: Final[dict[str, Mode]] = {
+    **{f"zero{stage}": _zero(stage) for stage in range(4)},
+    "dp-exact": _with(lambda ranks: {"exact": True}),
+    "tp": _with(lambda ranks: {"tp": ranks}),
+    "tp-exact": _with(lambda ranks: {"tp": ranks, "exact": True}),
+    "gpipe": _pipeline("gpipe"),
+    "1f1b": _pipeline("1f1b"),
+    "interleaved": _pipeline("interleaved", CHUNKS),
+}
 """Contestant -> what trains so, from the configuration, the corpus, and the communicator."""
 
 
@@ -76,6 +99,10 @@ _HUSHED: Final[dict[str, Callable[..., Any]]] = {
     "reduce_scatter_v": lambda comm, x, counts, out=None, op=None: (
         x[: counts[comm.rank]].copy() if out is None else out
     ),
+    "all_to_all": lambda comm, x, out=None: x.copy() if out is None else _repeated(x, 1, out),
+    "send": lambda comm, x, peer, tag=0: None,
+    "recv": lambda comm, x, peer, tag=0: _zeroed(x),
+    "sendrecv": lambda comm, x, to, out, source, tag=0: _zeroed(out),
 }
 """What a collective that carries nothing returns: memory of the right size, with numbers that can be computed with."""
 
@@ -85,6 +112,12 @@ def _repeated(x: Any, times: int, out: Any) -> Any:
     whole = np.empty((times, *x.shape), x.dtype) if out is None else out
     whole.reshape(times, -1)[:] = x.reshape(-1)
     return whole
+
+
+def _zeroed(x: Any) -> Any:
+    """`x`, which may be memory as it came, without any numbers that would diverge, or slow the arithmetic down."""
+    x[...] = 0
+    return x
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -13,16 +15,15 @@ from parallel.nn import GPT, GPTConfiguration
 class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.size = width // heads
         self.packed = nn.Linear(width, 3 * width)
         self.output = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        sequences, positions, width = x.shape
-        shape = (sequences, positions, self.heads, width // self.heads)
-        q, k, v = (part.view(shape).transpose(1, 2) for part in self.packed(x).split(width, dim=2))
+        shape = (*x.shape[:2], -1, self.size)  # as many heads as this rank has of them
+        q, k, v = (part.view(shape).transpose(1, 2) for part in self.packed(x).chunk(3, dim=2))
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.output(y.transpose(1, 2).reshape(x.shape))
+        return self.output(y.transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -67,6 +68,32 @@ class TorchGPT(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), targets.reshape(-1))
 
 
+class Stage(nn.Module):
+    """A run of a model's blocks; the first has the embeddings too, and the last the head, whose weight is a copy of its own.
+
+    Its parameters have the names that they have in the model.
+    """
+
+    def __init__(self, model: TorchGPT, blocks: range) -> None:
+        super().__init__()
+        self.first, self.last = blocks.start == 0, blocks.stop == len(model.blocks)
+        if self.first or self.last:
+            self.token_embedding = model.token_embedding
+        if self.first:
+            self.position_embedding = model.position_embedding
+        self.blocks = nn.ModuleDict({str(number): model.blocks[number] for number in blocks})
+        if self.last:
+            self.final_norm = model.final_norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens, or what the stage before made, to what the next one takes, or logits."""
+        if self.first:
+            x = self.token_embedding(x) + self.position_embedding.weight[: x.shape[1]]
+        for block in self.blocks.values():
+            x = block(x)
+        return F.linear(self.final_norm(x), self.token_embedding.weight) if self.last else x
+
+
 def initialise(model: TorchGPT, shape: GPTConfiguration, seed: int) -> None:
     """Give the model the first weights that ours has."""
     ours = dict(GPT(shape).named_parameters())
@@ -80,11 +107,16 @@ def initialise(model: TorchGPT, shape: GPTConfiguration, seed: int) -> None:
             parameter.copy_(values.reshape(parameter.shape))
 
 
-def parameter_groups(model: nn.Module, shape: GPTConfiguration, weight_decay: float) -> list[dict[str, object]]:
-    """Those that decay in ours, and the others."""
+def parameter_groups(
+    parts: Iterable[nn.Module], shape: GPTConfiguration, weight_decay: float
+) -> list[dict[str, object]]:
+    """Those that decay in ours, and the others; DTensors apart, since fused kernels take no mixture."""
     decays = {name for name, parameter in GPT(shape).named_parameters() if parameter.decay}
-    named = list(model.named_parameters())
+    groups: dict[tuple[bool, type], list[nn.Parameter]] = {}
+    for part in parts:
+        for name, parameter in part.named_parameters():
+            groups.setdefault((name in decays, type(parameter.data)), []).append(parameter)
     return [
-        {"params": [parameter for name, parameter in named if name in decays], "weight_decay": weight_decay},
-        {"params": [parameter for name, parameter in named if name not in decays], "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": weight_decay if decay else 0.0}
+        for (decay, _), parameters in sorted(groups.items(), key=lambda group: not group[0][0])
     ]

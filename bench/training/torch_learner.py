@@ -1,9 +1,8 @@
-"""PyTorch's ways to train: one rank alone, DistributedDataParallel, and fully_shard (FSDP2), over Gloo."""
+"""PyTorch's data-parallel ways to train: one rank alone, DistributedDataParallel, and fully_shard (FSDP2), over Gloo."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
-from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -15,7 +14,6 @@ from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_, clip_grads_with_norm_, get_total_norm
 
-from bench.training.learner import Learner
 from bench.training.torch_gpt import TorchGPT, initialise, parameter_groups
 from parallel.configuration import TrainingConfiguration
 from parallel.data import Corpus
@@ -33,14 +31,20 @@ class Alone:
         shape = GPTConfiguration(c.layers, c.hidden, c.heads, c.seq)
         model = TorchGPT(shape)
         initialise(model, shape, c.seed)
+        self.parts: list[Any] = [model]
         self.model = self.distribute(model)
-        groups = parameter_groups(model, shape, c.weight_decay)
+        groups = parameter_groups(self.parts, shape, c.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=c.lr, betas=(0.9, 0.95), eps=1e-8, fused=True)
 
     def distribute(self, model: TorchGPT) -> Any:
+        """What is called with windows; where that holds but some of the model, `parts` is what this rank trains."""
         return model
 
-    def backward(self, windows: torch.Tensor) -> float:
+    def samples(self) -> range:
+        """This rank's part of the global batch."""
+        return share(self.configuration.batch, dist.get_world_size(), dist.get_rank())
+
+    def backward(self, windows: torch.Tensor) -> float | None:
         loss = self.model(windows)
         loss.backward()
         return float(loss.detach())
@@ -48,10 +52,9 @@ class Alone:
     def clip(self) -> None:
         clip_grad_norm_(self.model.parameters(), self.configuration.clip)
 
-    def step(self) -> tuple[float, float | None]:
+    def step(self) -> tuple[float | None, float | None]:
         c = self.configuration
-        samples = share(c.batch, dist.get_world_size(), dist.get_rank())
-        windows = self.corpus.batch(c.seed, self.steps, samples, c.seq)
+        windows = self.corpus.batch(c.seed, self.steps, self.samples(), c.seq)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.steps, c.lr, c.warmup, c.steps)
         self.optimizer.zero_grad()
@@ -71,7 +74,7 @@ class DDP(Alone):
     def distribute(self, model: TorchGPT) -> Any:
         return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
-    def backward(self, windows: torch.Tensor) -> float:
+    def backward(self, windows: torch.Tensor) -> float | None:
         with self.model.no_sync() if self.hushed else nullcontext():
             return super().backward(windows)
 
@@ -140,11 +143,3 @@ class HushableReduceScatter:
             return _reduce_scatter(output_tensor, input_tensor, group=group, op=op, async_op=async_op)
         output_tensor.copy_(input_tensor[: output_tensor.numel()])
         return None
-
-
-def _build(kind: type[Alone], configuration: TrainingConfiguration, corpus: Corpus) -> Learner:
-    made = kind(configuration, corpus)
-    return Learner(made.step, made.hush)
-
-
-BUILD: Final = {"torch": partial(_build, Alone), "ddp": partial(_build, DDP), "fsdp2": partial(_build, FSDP2)}

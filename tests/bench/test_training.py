@@ -15,8 +15,8 @@ import pytest
 from bench.harness.jobs import Job, absent, command
 from bench.harness.protocol import Channel
 from bench.train import main
-from bench.training.contestants import names
-from bench.training.driver import measure
+from bench.training.contestants import LAYOUTS, RIVALS, TORCH, groups, names
+from bench.training.driver import Trainee, measure
 from bench.training.ours import MODES, Hushable, Switch, contestant
 from bench.training.table import HEADER, Measured, line, rows, summary
 from bench.training.worker import Specification, Worker
@@ -24,7 +24,11 @@ from collectives.testing import run_ranks
 from parallel.configuration import TrainingConfiguration
 
 ROOT = Path(__file__).parents[2]
-TINY = TrainingConfiguration(layers=1, hidden=16, heads=2, seq=12, batch=4, steps=100, warmup=2)
+TINY = TrainingConfiguration(layers=4, hidden=16, heads=2, seq=12, batch=8, steps=100, warmup=2)
+WITHIN_LAYERS = [name for name in MODES if "tp" in name or name in ("gpipe", "1f1b", "interleaved")]
+needs_layouts = pytest.mark.skipif(
+    not hasattr(TrainingConfiguration, "tp"), reason="TrainingConfiguration has neither tensor nor pipeline parallelism"
+)
 
 
 @pytest.fixture
@@ -55,7 +59,9 @@ def job(name, ranks, text):
         threads.join()
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode", [pytest.param(name, marks=needs_layouts) if name in WITHIN_LAYERS else name for name in MODES]
+)
 def test_every_mode_learns_what_one_rank_does(mode, text):
     notes = []
     with job("alone", 1, text) as one, job(mode, 2, text) as two:
@@ -98,6 +104,11 @@ def test_a_hushed_communicator_carries_nothing():
         assert axis.all_gather_v(x[: 1 + axis.rank], [1, 2]).shape == (3,)
         assert axis.reduce_scatter_v(x, [1, 3]).shape == (1 + 2 * axis.rank,)
         assert other.all_reduce(x) is x
+        assert axis.all_to_all(x).tolist() == x.tolist()
+        assert axis.send(x, 1 - axis.rank) is None
+        assert axis.recv(out, 1 - axis.rank, async_op=True).wait() is out
+        assert axis.sendrecv(x, 1 - axis.rank, out, 1 - axis.rank) is out
+        assert not out.any()
         assert axis.stats.bytes_sent == sent > 0
         switch.hushed = False
         return axis.all_reduce(x)[0]
@@ -105,12 +116,35 @@ def test_a_hushed_communicator_carries_nothing():
     assert run_ranks(2, rank) == [2, 2]
 
 
+def test_every_contestant_is_in_a_layout_and_has_a_rival_there():
+    assert {"alone", "torch"}.union(*LAYOUTS.values()) == set(names()) == set(RIVALS)
+    for layout, members in LAYOUTS.items():
+        rivals = {RIVALS[name] for name in members if layout != "exact" or name.endswith("-exact")}
+        assert rivals <= set(members)
+
+
+def test_groups():
+    assert groups([], []) == {"dp": ["alone", *LAYOUTS["dp"], "torch"]}
+    assert groups([], ["zero0", "tp"]) == {"": ["zero0", "tp"]}
+    assert groups(["tp", "1f1b"], []) == {
+        "tp": ["alone", "tp", "torch-tp", "torch"], "1f1b": ["alone", "1f1b", "torch-1f1b", "torch"],
+    }  # fmt: skip
+    assert groups(["tp", "gpipe"], ["tp", "gpipe"]) == {"tp": ["tp"], "gpipe": ["gpipe"]}
+
+
+def test_a_loss_that_only_some_ranks_know_is_that_of_the_others():
+    trainee = Trainee(Job("pipeline"))
+    trainee.ask = lambda do, **_: [{"losses": [None, None]}, {"losses": [3.0, 2.0]}] if do == "run" else []
+    trainee.learn(2)
+    assert trainee.measured.losses == [3.0, 2.0]
+
+
 def table():
     measured = {
         "alone": (1, Measured([5.0, 4.0], [0.1])),
         "zero0": (2, Measured([5.0, 3.0], [0.3, 0.2, 0.1], [0.1, 0.1, 0.1], [0.01, 0.02, 0.03], 1 << 20, 3 << 20)),
         "torch": (1, Measured([5.0, 4.5], [0.3])),
-        "ddp": (2, Measured([5.0, 3.25], [0.4], [0.3])),
+        "ddp": (2, Measured([5.0, 3.25], [0.4], [0.3], peak=6 << 20)),
         "fsdp2": (2, Measured([5.0, 3.0], [0.8], [0.3])),
     }
     return rows(measured, tokens=100, cores=2)
@@ -120,13 +154,31 @@ def test_columns():
     alone, zero0, torch, ddp, fsdp2 = table()
     assert zero0.milliseconds == pytest.approx(200)
     assert zero0.tokens_per_second == pytest.approx(1000)
+    assert [row.rival for row in (alone, zero0, torch, ddp, fsdp2)] == ["torch", "ddp", "torch", "ddp", "ddp"]
     assert [row.ratio for row in (alone, zero0, torch, ddp, fsdp2)] == pytest.approx([3, 2, 1, 1, 0.5])
+    assert [row.memory for row in (zero0, ddp)] == pytest.approx([0.5, 1])
     assert [row.fsdp2 for row in (zero0, ddp, fsdp2)] == pytest.approx([4, 2, 1])
     assert [row.scaling for row in (zero0, ddp)] == pytest.approx([0.5, 0.75])
     assert alone.scaling is alone.fsdp2 is alone.unhidden_milliseconds is torch.difference is ddp.difference is None
+    assert alone.memory is None
     assert zero0.unhidden_milliseconds == pytest.approx(100)
     assert zero0.waits_milliseconds == pytest.approx(20)
     assert [row.difference for row in (alone, zero0, fsdp2)] == [0.5, 0.25, 0.25]
+
+
+def test_a_layout_is_compared_with_its_own_peer_and_exact_sums_with_the_same_without():
+    measured = {
+        "tp": (2, Measured([5.0], [0.2])),
+        "tp-exact": (2, Measured([5.0], [0.5])),
+        "torch-tp": (2, Measured([4.5], [0.6])),
+        "dp-exact": (2, Measured([5.0], [0.5])),
+    }
+    tp, tp_exact, torch_tp, dp_exact = rows(measured, tokens=100, cores=2, layout="tp")
+    assert (tp.rival, tp.ratio, tp.difference) == ("torch-tp", pytest.approx(3), 0.5)
+    assert (tp_exact.rival, tp_exact.ratio) == ("tp", pytest.approx(0.4))
+    assert (torch_tp.rival, torch_tp.ratio) == ("torch-tp", 1)
+    assert dp_exact.rival is dp_exact.ratio is None
+    assert {row.layout for row in (tp, tp_exact, torch_tp)} == {"tp"}
 
 
 def test_ranks_beyond_the_cores_share_them():
@@ -146,9 +198,20 @@ def test_lines_stand_under_their_headings():
 
 def test_summary():
     assert summary(table()).splitlines()[2:] == [
-        "| 1 | alone | 3.00 |  |  | 0 |",
-        "| 2 | zero0 | 2.00 | 4.00 | 0.50 | 3 |",
+        "| 1 | dp | alone | torch | 3.00 |  |  |  | 0 |",
+        "| 2 | dp | zero0 | ddp | 2.00 | 4.00 | 0.50 | 0.50 | 3 |",
     ]
+
+
+def test_summary_tells_what_exact_sums_cost_and_one_rank_once():
+    measured = {
+        "alone": (1, Measured([5.0], [0.1])),
+        "zero0": (2, Measured([5.0], [0.2])),
+        "dp-exact": (2, Measured([5.0], [0.5])),
+    }
+    lines = summary([*table(), *rows(measured, 100, 2, "exact")]).splitlines()
+    assert sum("alone" in line for line in lines) == 1
+    assert lines[-2:] == ["", "- dp-exact takes 2.50 times as long as zero0 on 2 ranks"]
 
 
 @pytest.mark.parametrize(
@@ -156,6 +219,7 @@ def test_summary():
     [
         (["--ranks", "1"], "expected numbers from 2"),
         (["--with", "zero7"], f"there is no contestant zero7; there are: {', '.join(names())}"),
+        (["--layouts", "dp,sp"], f"there is no layout sp; there are: {', '.join(LAYOUTS)}, all"),
         (["--heads", "3"], "--heads must divide --hidden"),
         (["--rounds", "0"], "must be at least 1"),
     ],
@@ -167,17 +231,22 @@ def test_wrong_requests(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_a_real_run(tmp_path, text):
-    record = tmp_path / "train.json"
+def bench_train(record, *words, timeout):
+    """The rows and the notes of a real run."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("COLLECTIVES_", "OMPI_", "PMIX_", "PMI_"))}
-    words = "train --with alone,zero0 --ranks 2 --layers 1 --hidden 16 --heads 2 --seq 12 --batch 2 --learn 3 --rounds 2 --steps 1"
     done = subprocess.run(
-        [sys.executable, "-m", "bench", *words.split(), "--data", text, "--json", record],
-        env=kept, cwd=ROOT, capture_output=True, text=True, timeout=60,
+        [sys.executable, "-m", "bench", "train", *words, "--json", record],
+        env=kept, cwd=ROOT, capture_output=True, text=True, timeout=timeout,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(record.read_text())["rows"]
+    found = json.loads(record.read_text())
+    return found["rows"], found["notes"]
+
+
+@pytest.mark.slow
+def test_a_real_run(tmp_path, text):
+    words = "--with alone,zero0 --ranks 2 --layers 1 --hidden 16 --heads 2 --seq 12 --batch 2 --learn 3 --rounds 2 --steps 1"
+    found, _ = bench_train(tmp_path / "train.json", *words.split(), "--data", text, timeout=60)
     assert [(row["contestant"], row["ranks"]) for row in found] == [("alone", 1), ("zero0", 2)]
     for row in found:
         assert row["losses"][-1] < row["losses"][0]
@@ -213,7 +282,47 @@ def test_the_model_of_torch_is_ours():
 
 @pytest.mark.slow
 @needs_torch
-@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("name", [name for name in TORCH if name != "torch"])
 def test_what_torch_does_hushed_communicates_nothing(name, tmp_path):
     done = torch_program("torch_is_hushed.py", name, str(tmp_path / "store"), ranks=2)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+SMALL = "--hidden 24 --heads 3 --seq 12 --learn 5 --rounds 1 --steps 1 --ranks 3"
+
+
+@pytest.mark.slow
+@needs_torch
+def test_what_torch_learns_in_every_layout_is_what_ours_does(tmp_path, text):
+    theirs = [name for name in TORCH if name.startswith("torch-")]
+    words = f"--with zero0,{','.join(theirs)} --layers 6 {SMALL}"
+    found, _ = bench_train(tmp_path / "train.json", *words.split(), "--data", text, timeout=110)
+    assert [row["contestant"] for row in found] == ["zero0", *theirs]
+    for row in found:
+        assert row["losses"][-1] < row["losses"][0]
+        np.testing.assert_allclose(row["losses"], found[0]["losses"], atol=1e-5)
+        assert row["seconds_alone"]
+
+
+@pytest.mark.slow
+@needs_torch
+@needs_layouts
+def test_both_sides_of_every_layout_learn_the_same(tmp_path, text):
+    layouts = [name for name in LAYOUTS if name not in ("dp", "exact")]
+    members = [name for layout in layouts for name in LAYOUTS[layout]]
+    words = f"--layouts {','.join(layouts)} --with {','.join(members)} --layers 6 {SMALL}"
+    found, _ = bench_train(tmp_path / "train.json", *words.split(), "--data", text, timeout=110)
+    assert [row["contestant"] for row in found] == members
+    for row in found:
+        assert row["difference"] is None or row["difference"] < 1e-5
+
+
+@pytest.mark.slow
+@needs_torch
+def test_what_cannot_be_cut_so_is_left_out(tmp_path, text):
+    words = f"--with zero0,torch-tp,torch-interleaved --layers 5 {SMALL.replace('heads 3', 'heads 4')}"
+    found, notes = bench_train(tmp_path / "train.json", *words.split(), "--data", text, timeout=110)
+    assert [row["contestant"] for row in found] == ["zero0"]
+    reasons = {name: note for note in notes for name in TORCH if note.startswith(f"{name} is left out on 3 ranks: ")}
+    assert "4 heads cannot be shared out evenly among 3 ranks" in reasons["torch-tp"]
+    assert "5 layers cannot be cut into 6 stages" in reasons["torch-interleaved"]

@@ -24,7 +24,7 @@ initialise(peer, SHAPE, 7)
 theirs = peer(torch.from_numpy(windows))
 theirs.backward()
 
-decayed = [sum(p.numel() for p in group["params"]) for group in parameter_groups(peer, SHAPE, 0.1)]
+decayed = [sum(p.numel() for p in group["params"]) for group in parameter_groups([peer], SHAPE, 0.1)]
 record = {
     "losses": [float(ours.data), theirs.item()],
     "norms": [
