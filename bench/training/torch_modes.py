@@ -10,8 +10,8 @@ from bench.training.learner import Learner
 from bench.training.torch_learner import DDP, FSDP2, Alone
 from bench.training.torch_pipeline import SCHEDULES, Pipeline
 from bench.training.torch_tensor import TensorParallel
+from parallel.configuration import TrainingConfiguration
 from parallel.data import Corpus
-from parallel.train import TrainingConfiguration
 
 Kind = Callable[[TrainingConfiguration, Corpus], Alone]
 

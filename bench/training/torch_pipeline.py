@@ -14,9 +14,9 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from bench.training.ours import CHUNKS, MICRO_BATCHES
 from bench.training.torch_gpt import Stage, TorchGPT
 from bench.training.torch_learner import Alone
+from parallel.configuration import ConfigurationError, TrainingConfiguration
 from parallel.data import Corpus
 from parallel.formulas import share
-from parallel.train import ConfigurationError, TrainingConfiguration
 
 
 class HushableStage(PipelineStage):

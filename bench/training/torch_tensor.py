@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from bench.training.torch_gpt import TorchGPT
 from bench.training.torch_learner import Alone
-from parallel.train import ConfigurationError
+from parallel.configuration import ConfigurationError
 
 
 class TensorParallel(Alone):

@@ -25,10 +25,6 @@ from parallel.configuration import TrainingConfiguration
 
 ROOT = Path(__file__).parents[2]
 TINY = TrainingConfiguration(layers=4, hidden=16, heads=2, seq=12, batch=8, steps=100, warmup=2)
-WITHIN_LAYERS = [name for name in MODES if "tp" in name or name in ("gpipe", "1f1b", "interleaved")]
-needs_layouts = pytest.mark.skipif(
-    not hasattr(TrainingConfiguration, "tp"), reason="TrainingConfiguration has neither tensor nor pipeline parallelism"
-)
 
 
 @pytest.fixture
@@ -59,9 +55,7 @@ def job(name, ranks, text):
         threads.join()
 
 
-@pytest.mark.parametrize(
-    "mode", [pytest.param(name, marks=needs_layouts) if name in WITHIN_LAYERS else name for name in MODES]
-)
+@pytest.mark.parametrize("mode", MODES)
 def test_every_mode_learns_what_one_rank_does(mode, text):
     notes = []
     with job("alone", 1, text) as one, job(mode, 2, text) as two:
@@ -306,7 +300,6 @@ def test_what_torch_learns_in_every_layout_is_what_ours_does(tmp_path, text):
 
 @pytest.mark.slow
 @needs_torch
-@needs_layouts
 def test_both_sides_of_every_layout_learn_the_same(tmp_path, text):
     layouts = [name for name in LAYOUTS if name not in ("dp", "exact")]
     members = [name for layout in layouts for name in LAYOUTS[layout]]
