@@ -6,25 +6,26 @@ may go by an algorithm that sends more; what counts for it is the number that th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from collectives.select import LARGE_MESSAGE
+from parallel import buffers
 from parallel.activations import Shape, most_kept
 from parallel.autograd.across import chunks
 from parallel.axis import TILES, Cut
-from parallel.exact import most_nodes, sample_runs
+from parallel.exact import exchange_shapes, most_nodes, sample_runs
 from parallel.formulas import (
     Memory,
-    Prediction,
     model_state,
     ring_attention_bytes,
     ring_bytes,
     share,
     step_calls,
-    temporary_bytes,
     tensor_gathers,
     tensor_sums,
 )
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from collectives import Communicator
+    from parallel.data_parallel import Chunk
     from parallel.nn import Extent
+    from parallel.sharding import Unit
     from parallel.train import Trainer
 
 _LINE = 64
@@ -59,23 +62,31 @@ def memory(trainer: Trainer) -> Memory:
     )
 
 
-def expected_memory(trainer: Trainer) -> Prediction:
-    """Return what `memory` must be after a step, from the formulas.
-
-    There is none for the buffers of mixed precision, of exact sums, of kept parameters, and of a pipeline's stages.
-    """
+def expected_memory(trainer: Trainer) -> Memory:
+    """Return what `memory` must be after a step, from the formulas."""
     c, replica, sharding = trainer.configuration, trainer.replica, trainer.configuration.sharding
     sizes = [unit.layout.padded for unit in replica.units]
     storage, compute = sharding.storage.itemsize, sharding.compute.itemsize
     state = model_state(c.zero, replica.group.size, sum(sizes), storage, compute)
-    temporary = None
-    if not (sharding.mixed or c.exact or c.keep_parameters or c.pp > 1):
-        rest, block = sizes[0] * storage, sizes[-1] * storage
-        temporary = temporary_bytes(c.zero, rest, block, c.layers, c.micro_batches, replica.group.size)
-    row = trainer.pipeline.schedule.rows[trainer.mesh.pp.rank]
-    extents = [chunk.model.extent for chunk in replica.chunks]
-    kept = most_kept(row, extents, _samples(trainer), _shape(trainer), c.recompute)
-    return Prediction(state.parameters, state.gradients, state.optimizer, temporary, kept)
+    row, samples = trainer.pipeline.schedule.rows[trainer.mesh.pp.rank], _samples(trainer)
+    first = trainer.samples(c.batch).start
+    numbers = [first + number if count else None for number, count in enumerate(samples)]
+    step = buffers.Step(sharding, [_chunk_sizes(chunk) for chunk in replica.chunks], replica.group.size, numbers)
+    shapes = exchange_shapes(c.batch, max(sizes), replica.group.size, c.replicas) if c.exact else []
+    temporary = step.run(row, sum(map(math.prod, shapes)))
+    kept = most_kept(row, _extents(trainer), samples, _shape(trainer), c.recompute)
+    return replace(state, temporary=temporary, activations=kept)
+
+
+def _chunk_sizes(chunk: Chunk) -> buffers.ChunkSizes:
+    def size(unit: Unit) -> buffers.UnitSize:
+        names = [slot.parameter.name for slot in unit.layout.slots]
+        tail = [name.startswith(("final_norm.", "head.")) for name in names]
+        # An embedding that is the output head as well gets a gradient early, and another one late.
+        shared = chunk.model.head is None and chunk.model.extent.last and "token_embedding.weight" in names
+        return buffers.UnitSize(unit.layout.padded, any(tail) or shared, all(tail))
+
+    return buffers.ChunkSizes([size(unit) for unit in chunk.ends], [size(unit) for unit in chunk.blocks])
 
 
 def traffic(trainer: Trainer) -> dict[str, int]:

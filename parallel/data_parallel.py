@@ -7,6 +7,7 @@ shard the optimizer's state, the gradients too, and the parameters too; stage 3 
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections import deque
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from parallel.autograd import Array, Operation, Tensor, recompute, unchanged
-from parallel.exact import sum_over_samples
+from parallel.exact import exchange_shapes, sum_over_samples
 from parallel.nn import GPT
 from parallel.sharding import Sharding, Unit, make_unit
 from parallel.units import Pool, convert
@@ -336,21 +337,26 @@ class DataParallel:
         """Wait until the gradients of all `count` samples of the global batch are reduced."""
         self.finish_pass()
         if self.sharding.exact:
+            shapes = exchange_shapes(
+                count, max(unit.layout.padded for unit in self.units), self.group.size, self.sharding.replicas
+            )
+            space = self._heap.take(sum(map(math.prod, shapes)), self.sharding.compute)
             for unit in self.units:
-                self._reduce_by_tree(unit, count)
+                self._reduce_by_tree(unit, count, space)
+            self._heap.give(space)
         for unit, work in self._replicating:
             self._wait(work, f"wait for gradients of {unit.layout.name}")
         self._replicating.clear()
 
-    def _reduce_by_tree(self, unit: Unit, count: int) -> None:
+    def _reduce_by_tree(self, unit: Unit, count: int, space: Array) -> None:
         def wait(what: str, work: Work[Any]) -> Array:
             return self._wait(self._start(what, unit, work), f"wait for gradients of {unit.layout.name}")
 
-        total = sum_over_samples(
-            unit.tree, count, unit.layout.padded, self.reduces, self.replicates, self.sharding.compute, wait
-        )
+        size = unit.layout.padded
+        total = sum_over_samples(unit.tree, count, size, self.reduces, self.replicates, space, wait)
         if self.sharding.stage == 0:
-            total = wait("all_gather", self.gathers.all_gather(total, async_op=True)).reshape(-1)
+            whole = space[:size].reshape(self.group.size, -1)
+            total = wait("all_gather", self.gathers.all_gather(total, whole, async_op=True)).reshape(-1)
         convert(total, unit.shard.gradient)
 
     def add_tied(self, other: Communicator | None) -> None:

@@ -84,36 +84,57 @@ class TreeSum:
         self._nodes.clear()
 
 
+def exchange_shapes(count: int, elements: int, size: int, replicas: int) -> list[tuple[int, ...]]:
+    """The arrays that `sum_over_samples` sends and receives, within a group of `size` ranks, then among several groups."""
+    ranks, length = size * replicas, elements // size
+    within = (size, most_nodes(sample_runs(count, ranks)), length)
+    if replicas == 1:
+        return [within, within]
+    nodes = most_nodes(sample_runs(count, ranks, size))
+    return [within, within, (nodes, length), (replicas, nodes, length)]
+
+
 def sum_over_samples(
     tree: TreeSum,
     count: int,
     elements: int,
     group: Communicator,
     replicas: Communicator,
-    dtype: Any,
+    space: Array,
     wait: Callable[[str, Work[Any]], Array],
 ) -> Array:
     """Return this rank's part of the sum over all `count` samples of the ranks, whose own are in `tree`; collective.
 
     Every rank of a group gets the nodes of its part (an all_to_all), then the groups give one another theirs (an
     all_gather). Arguments: `elements`, of the arrays in the tree, a multiple of the group's size; `replicas`, the ranks
-    that have the same part in other groups; `wait(name, work)` returns the result of a collective.
+    that have the same part in other groups; `space`, a flat array for the arrays of `exchange_shapes`, in which the
+    result lies, behind the first `elements`; `wait(name, work)` returns the result of a collective.
     """
     size, length = group.size, elements // group.size
     runs = sample_runs(count, size * replicas.size)
-    sent = np.zeros((size, most_nodes(runs), length), dtype)
+    sent, received, *among = _cut(space, exchange_shapes(count, elements, size, replicas.size))
     for row, (_, array) in enumerate(tree.nodes()):
         sent[:, row] = array.reshape(size, length)
     tree.clear()
     mine = runs[replicas.rank * size : (replicas.rank + 1) * size]
-    merged = tree_of(mine, wait("all_to_all", group.all_to_all(sent, async_op=True)))
-    if replicas.size > 1:
+    merged = tree_of(mine, wait("all_to_all", group.all_to_all(sent, received, async_op=True)))
+    if among:
+        nodes, everyone = among
         spans = sample_runs(count, size * replicas.size, size)
-        nodes = np.zeros((most_nodes(spans), length), dtype)
         for row, (_, array) in enumerate(merged.nodes()):
             nodes[row] = array
-        merged = tree_of(spans, wait("all_gather", replicas.all_gather(nodes, async_op=True)))
+        merged = tree_of(spans, wait("all_gather", replicas.all_gather(nodes, everyone, async_op=True)))
     return merged.total()
+
+
+def _cut(space: Array, shapes: Iterable[tuple[int, ...]]) -> list[Array]:
+    """Arrays of these shapes that lie in a flat one, one behind the other."""
+    arrays, start = [], 0
+    for shape in shapes:
+        stop = start + math.prod(shape)
+        arrays.append(space[start:stop].reshape(shape))
+        start = stop
+    return arrays
 
 
 def tree_of(runs: Iterable[range], received: Iterable[Array]) -> TreeSum:

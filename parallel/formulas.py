@@ -64,17 +64,6 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """What Memory must be; None where no formula is given."""
-
-    parameters: int
-    gradients: int
-    optimizer: int
-    temporary: int | None
-    activations: int | None
-
-
-@dataclass(frozen=True)
 class Call:
     """A collective that every unit takes part in: on which axis, and how often in a step.
 
@@ -130,21 +119,6 @@ def model_state(stage: int, parts: int, elements: int, storage: int, compute: in
         elements * storage // (parts if stage >= 2 else 1),
         elements * (2 * compute + masters) // (parts if stage >= 1 else 1),
     )
-
-
-def temporary_bytes(stage: int, rest: int, block: int, layers: int, micro_batches: int, parts: int) -> int:
-    """Return the bytes of the buffers that come and go; `rest`, `block`: of the whole units.
-
-    Stages 2 and 3 keep the gradient of what is no block during all of backward, that of the block in work, and that of
-    the one before, which is being reduced; after the first micro-batch what is reduced goes to a buffer of a part. Stage 3
-    has the parameters of the rest, the block in work, and the next one besides.
-    """
-    if stage < 2:
-        return 0
-    parts_of = (rest + min(2, layers) * block) // parts if micro_batches > 1 else 0
-    if stage == 2:
-        return rest + min(2, layers) * block + parts_of
-    return 2 * rest + min(layers + 1, 4) * block + parts_of
 
 
 def tensor_sums(layers: int, first: bool, last: bool, backward: bool, recompute: bool) -> int:

@@ -23,7 +23,7 @@ from parallel.autograd import Array
 from parallel.checkpoint import CheckpointError, Saver
 from parallel.configuration import ConfigurationError, TrainingConfiguration
 from parallel.data import Corpus, DataError, load, unigram_loss
-from parallel.formulas import Memory, Prediction, gpt_parameters, model_state
+from parallel.formulas import Memory, gpt_parameters, model_state
 from parallel.progress import start
 from parallel.report import (
     ReportError,
@@ -200,7 +200,7 @@ class _Result:
     weights_sha256: str
     traffic: dict[str, Traffic]
     inexact_seconds: list[float]
-    memory: list[tuple[Memory, Prediction]]
+    memory: list[tuple[Memory, Memory]]
     peak_resident: list[int]
     weights: dict[str, Array]
     events: list[list[Event]]
@@ -242,7 +242,7 @@ def _train(options: Options, corpus: Corpus, communicator: Communicator) -> _Res
     sent, expected = accounting.traffic(trainer), accounting.expected_traffic(trainer, 2)
     memory, predicted = accounting.memory(trainer), accounting.expected_memory(trainer)
     mine = [*sent.values(), *(expected[name] for name in sent)]
-    mine += [*astuple(memory), *(-1 if n is None else n for n in astuple(predicted)), _peak_resident()]
+    mine += [*astuple(memory), *astuple(predicted), _peak_resident()]
     everyone = communicator.all_gather(np.array(mine, np.int64))
     count = len(sent)
     traffic = {
@@ -262,12 +262,10 @@ def _train(options: Options, corpus: Corpus, communicator: Communicator) -> _Res
     )  # fmt: skip
 
 
-def _memory(numbers: list[int]) -> tuple[Memory, Prediction]:
+def _memory(numbers: list[int]) -> tuple[Memory, Memory]:
     """What a rank found and what it expected, as they travelled."""
     half = len(numbers) // 2
-    state = numbers[half : half + 3]
-    buffers = [None if n < 0 else n for n in numbers[half + 3 :]]
-    return Memory(*numbers[:half]), Prediction(*state, *buffers)
+    return Memory(*numbers[:half]), Memory(*numbers[half:])
 
 
 def _conclude(options: Options, corpus: Corpus, result: _Result) -> int:
@@ -338,7 +336,7 @@ def _differences(result: _Result) -> list[str]:
     for rank, (memory, predicted) in enumerate(result.memory):
         for kind, expected in asdict(predicted).items():
             found = getattr(memory, kind)
-            if expected is not None and expected != found:
+            if expected != found:
                 failures.append(f"rank {rank} holds {found:,} bytes of {kind}, but the formula says {expected:,}")
     return failures
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from parallel.formulas import Memory, Prediction
+    from parallel.formulas import Memory
 
 
 class ReportError(ValueError):
@@ -89,18 +89,20 @@ def traffic_table(axes: Mapping[str, Traffic]) -> str:
     rows = [("axis", "rank", "bytes sent", "formula", "")]
     for axis, traffic in axes.items():
         for rank, (measured, formula) in enumerate(zip(traffic.measured, traffic.formula, strict=True)):
-            verdict = "equal" if measured == formula else f"differs by {measured - formula:+,}"
-            rows.append((axis, str(rank), f"{measured:,}", f"{formula:,}", verdict))
+            rows.append((axis, str(rank), f"{measured:,}", f"{formula:,}", _verdict(measured, formula)))
     return table(rows)
 
 
-def memory_table(measured: Memory, predicted: Prediction, peak_resident: int) -> str:
+def _verdict(measured: int, formula: int) -> str:
+    return "equal" if measured == formula else f"differs by {measured - formula:+,}"
+
+
+def memory_table(measured: Memory, predicted: Memory, peak_resident: int) -> str:
     """Return a table of the bytes that a rank holds, beside the formula's, and the most that its process ever held."""
     rows = [("kind", "bytes", "formula", "")]
     for kind, found in asdict(measured).items():
         formula = getattr(predicted, kind)
-        verdict = "" if formula is None else "equal" if formula == found else f"differs by {found - formula:+,}"
-        rows.append((kind, f"{found:,}", "" if formula is None else f"{formula:,}", verdict))
+        rows.append((kind, f"{found:,}", f"{formula:,}", _verdict(found, formula)))
     rows.append(("peak resident", f"{peak_resident:,}", "", "with Python and its libraries"))
     return table(rows)
 

@@ -60,11 +60,11 @@ def compare_stages(configuration: TrainingConfiguration, corpus: Corpus, communi
         hidden = f"{max(0.0, 1 - waiting / moving):.0%}" if moving else ""
         memory, predicted = accounting.memory(trainer), accounting.expected_memory(trainer)
         state, formula = sum(astuple(memory)[:3]), sum(astuple(predicted)[:3])
-        buffers = "" if predicted.temporary is None else f"{predicted.temporary / mib:.2f}"
         rows.append(
             (
                 str(stage), f"{typical * 1e3:.1f}", f"{c.batch * c.seq / typical:,.0f}", f"{moving / typical:.1%}", hidden,
-                f"{state / mib:.2f}", f"{formula / mib:.2f}", f"{memory.temporary / mib:.2f}", buffers, f"{loss:.5f}",
+                f"{state / mib:.2f}", f"{formula / mib:.2f}",
+                f"{memory.temporary / mib:.2f}", f"{predicted.temporary / mib:.2f}", f"{loss:.5f}",
             )
         )  # fmt: skip
     return table(rows)

@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from collectives import CommunicationError, Communicator
 from collectives.testing import run_ranks
 from parallel import accounting, checkpoint
 from parallel.autograd import Tensor, vjps
+from parallel.buffers import Lent
 from parallel.configuration import ConfigurationError, TrainingConfiguration
 from parallel.data import Corpus
 from parallel.data_parallel import DataParallel, MissingGradientError
@@ -20,6 +23,7 @@ from parallel.formulas import model_state, ring_bytes, share, step_calls
 from parallel.nn import GPT, Draws, GPTConfiguration, Linear, Parameter
 from parallel.sharding import Sharding
 from parallel.train import Trainer, generate
+from parallel.units import Pool
 from tests.parallel import layouts
 from tests.parallel.layouts import CORPUS, TEXT, Run, check_numbers, configuration
 
@@ -71,6 +75,7 @@ def test_large_units_send_the_published_volumes(ranks: int, stage: int, buffers:
         (4, {"zero": 3, "replicas": 2, "micro_batches": 2, "batch": 9}),
         (6, {"zero": 2, "replicas": 3}),
         (2, {"zero": 3, "keep_parameters": True, "micro_batches": 3}),
+        (3, {"zero": 3, "keep_parameters": True, "layers": 1}),
         (2, {"zero": 3, "recompute": True}),
         (3, {"zero": 0, "recompute": True, "dropout": 0.2}),
         (3, {"zero": 2, "recompute": True, "dropout": 0.2, "micro_batches": 2}),
@@ -94,9 +99,11 @@ def test_every_option_trains_as_one_rank_does(ranks: int, options: dict[str, Any
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_mixed_precision_follows_float32_and_holds_sixteen_bytes_a_parameter(stage: int, dtype: str) -> None:
-    several = train(2, configuration(dtype, zero=stage, micro_batches=2))
+@pytest.mark.parametrize(("stage", "keep"), [(0, False), (1, False), (2, False), (3, False), (3, True)])
+def test_mixed_precision_follows_float32_and_holds_sixteen_bytes_a_parameter(
+    stage: int, keep: bool, dtype: str
+) -> None:
+    several = train(2, configuration(dtype, zero=stage, micro_batches=2, keep_parameters=keep))
     check_numbers(several)
     (one,) = train(1, configuration("float32"))
     np.testing.assert_allclose(several[0].losses, one.losses, rtol=0.02)
@@ -109,7 +116,9 @@ def test_mixed_precision_follows_float32_and_holds_sixteen_bytes_a_parameter(sta
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"dropout": 0.2, "recompute": True}, {"dtype": "float64"}, {"batch": 7}])
+@pytest.mark.parametrize(
+    "options", [{}, {"dropout": 0.2, "recompute": True}, {"dtype": "float64"}, {"batch": 7, "keep_parameters": True}]
+)
 def test_exact_sums_have_the_same_bits_in_every_layout(options: dict[str, Any]) -> None:
     chosen = configuration(**{"batch": 8, "exact": True, **options})
     (one,) = train(1, chosen, steps=3)
@@ -121,6 +130,42 @@ def test_exact_sums_have_the_same_bits_in_every_layout(options: dict[str, Any]) 
         assert several[0].validation == one.validation
         for name, values in one.weights.items():
             np.testing.assert_array_equal(several[0].weights[name], values)
+
+
+@st.composite
+def trainings(draw: st.DrawFn) -> tuple[int, TrainingConfiguration]:
+    """Any way to hold a small model on a few ranks; of the shapes, the last has a rest of a block's size."""
+    ranks, micro_batches = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    stage = draw(st.integers(0, 3))
+    divisors = [count for count in range(1, ranks + 1) if ranks % count == 0 and (stage or count == 1)]
+    hidden, seq = draw(st.sampled_from([(16, 5), (8, 40), (24, 43)]))
+    return ranks, configuration(
+        draw(st.sampled_from(["float32", "float64", "bfloat16", "float16"])),
+        ranks * micro_batches + draw(st.integers(0, 5)),
+        zero=stage, replicas=draw(st.sampled_from(divisors)), micro_batches=micro_batches, hidden=hidden, seq=seq,
+        layers=draw(st.sampled_from([1, 2, 3, 5])), exact=draw(st.booleans()), recompute=draw(st.booleans()),
+        keep_parameters=draw(st.booleans()), validation_batches=1,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@given(trainings())
+def test_every_way_to_hold_a_model_takes_what_the_formulas_say(chosen: tuple[int, TrainingConfiguration]) -> None:
+    check_numbers(train(*chosen, steps=2))
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 3)), max_size=30))
+def test_a_pool_holds_what_was_lent_at_once(events: list[tuple[bool, int]]) -> None:
+    """Buffers of two sizes are never of use for one another, those of one size are, as soon as they are given back."""
+    pool, lent, out = Pool(lambda elements, dtype: np.empty(elements, dtype)), Lent(), []
+    for takes, size in events:
+        if takes:
+            out.append(pool.take(size, np.uint8))
+            lent.take(size)
+        elif out:
+            lent.give(out[-1].size)
+            pool.give(out.pop())
+    assert pool.bytes == lent.bytes
 
 
 def test_a_parameter_without_a_gradient_is_named_on_all_ranks() -> None:

@@ -444,9 +444,10 @@ def test_a_training_is_saved_resumed_on_other_ranks_exported_and_traced(text: Pa
     assert main(["export", str(tmp_path / "nothing"), str(merged)]) == 2
 
 
-def test_the_stages_are_compared_in_a_table(text: Path) -> None:
+@pytest.mark.parametrize("exact", [False, True])
+def test_the_stages_are_compared_in_a_table(text: Path, exact: bool) -> None:
     def rank(comm: Communicator) -> str:
-        return compare_stages(replace(TRAINING, steps=2), prepare(Options(2, str(text), TRAINING)), comm)
+        return compare_stages(replace(TRAINING, steps=2, exact=exact), prepare(Options(2, str(text), TRAINING)), comm)
 
     for found in run_ranks(2, rank):
         header, *rows = found.splitlines()
@@ -456,6 +457,8 @@ def test_the_stages_are_compared_in_a_table(text: Path) -> None:
         for row in rows:
             columns = row.split()
             assert columns[5] == columns[6]
+            assert columns[7] == columns[8]
+            assert (float(columns[7]) > 0) == (exact or columns[0] in "23")
 
 
 @pytest.mark.parametrize(
