@@ -129,7 +129,10 @@ def _add_training(train: argparse.ArgumentParser) -> None:
         default = argparse.SUPPRESS if field.name in ("warmup", "kv_heads") else field.default
         train.add_argument(flag, type=kind, default=default, metavar="N", help=_HELP[field.name])
     train.add_argument(
-        "--threads", type=int, metavar="N", help="threads of matrix products a rank; cores over local ranks"
+        "--threads",
+        type=int,
+        metavar="N",
+        help="threads of matrix products a rank; cores over local ranks, 1 with --exact",
     )
 
 

@@ -3,6 +3,12 @@
 The tree is the one over the samples' global numbers: node (level, index) is the sum of samples index·2^level …
 (index + 1)·2^level − 1, its left half plus its right half. What remains of a count that is no power of two is added from
 right to left.
+
+What a sample gives is fixed only if its own arithmetic is. So samples are computed one at a time: every matrix product then
+has the same shape whatever the layout, and BLAS, which chooses by shape in which order it adds up, the same order. It
+chooses by the number of its threads as well (OpenBLAS's kernels for Haswell give other bits with two threads than with one),
+so matrix products must be given the same number on every rank and in every run that is to be compared:
+`python -m parallel` gives them one. Another processor, or another BLAS, may still add up in another order.
 """
 
 from __future__ import annotations

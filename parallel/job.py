@@ -12,6 +12,7 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, astuple, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
 
@@ -90,6 +91,8 @@ def prepare(options: Options, *, writes: bool = True) -> Corpus:
         raise ConfigurationError("--trace-plot draws what --trace has recorded: give --trace FILE as well")
     if options.threads is not None and options.threads < 1:
         raise ConfigurationError(f"--threads must be at least 1, got {options.threads}")
+    if options.training.exact:
+        _check_one_thread(options.threads)
     if options.report is not None and writes:
         check_writable(options.report, "--report")
     if options.trace is not None and writes:
@@ -103,6 +106,19 @@ def prepare(options: Options, *, writes: bool = True) -> Corpus:
     corpus = load(options.data)
     corpus.check(options.training.seq)
     return corpus
+
+
+def _check_one_thread(threads: int | None) -> None:
+    """Raise ConfigurationError unless matrix products can be held to one thread: how they are cut decides their bits."""
+    if threads not in (None, 1):
+        raise ConfigurationError(
+            f"--threads is {threads}, but how a matrix product is cut among threads decides its bits: "
+            "leave --threads or --exact out"
+        )
+    if find_spec("threadpoolctl") is None:
+        raise ConfigurationError(
+            "--exact: threadpoolctl is missing, which holds matrix products to one thread; install the extra 'train'"
+        )
 
 
 def _check_memory(options: Options) -> None:
@@ -139,7 +155,7 @@ def run(options: Options, communicator: Communicator) -> int:
     if corpus is None:
         return USAGE_ERROR
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = options.threads or max(1, cores // _local_ranks(communicator))
+    threads = options.threads or (1 if options.training.exact else max(1, cores // _local_ranks(communicator)))
     options = replace(options, threads=threads)
     # An overflow shows in the loss, which is checked; numpy would warn of it on every rank.
     with blas_threads(threads), np.errstate(all="ignore"):

@@ -24,7 +24,8 @@ class Sharding:
     `stage`: 0 to 3, of ZeRO. `dtype`: of parameters and gradients as they are kept and sent: float32, float64, or bfloat16
     and float16, which are computed with in float32 and updated from float32 masters. `replicas`: so many groups of ranks each
     hold a whole, which is sharded within (HSDP). `reshard`: stage 3 gathers parameters again for backward. `recompute`:
-    keep only the inputs of blocks for backward. `exact`: sums in an order that does not depend on the layout.
+    keep only the inputs of blocks for backward. `exact`: sums in an order that does not depend on the layout (see
+    `parallel.exact`; the threads of matrix products are the caller's to fix).
     `first_bucket`, `bucket`: bytes, of stage 0; over shared memory no size from 64 KiB to one bucket for all was better.
     """
 

@@ -395,7 +395,10 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def blas_threads(threads: int) -> Iterator[None]:
-    """Let matrix products use `threads` threads here; without threadpoolctl, as many as they like."""
+    """Let matrix products use `threads` threads here; without threadpoolctl, as many as they like.
+
+    Their number may decide the bits of a product: exact sums want the same one on all ranks.
+    """
     try:
         from threadpoolctl import threadpool_limits
     except ImportError:

@@ -405,6 +405,26 @@ def test_a_missing_matplotlib_is_said_before_training(tmp_path: Path, monkeypatc
         report.check_plotting(str(tmp_path / "loss.png"))
 
 
+def test_exact_sums_are_refused_where_products_cannot_be_held_to_one_thread(
+    text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = Options(1, str(text), replace(TRAINING, exact=True))
+    prepare(exact)
+    monkeypatch.setitem(sys.modules, "threadpoolctl", None)
+    with pytest.raises(ConfigurationError, match="threadpoolctl is missing, .* install the extra 'train'"):
+        prepare(exact)
+
+
+@pytest.mark.slow
+def test_exact_sums_take_one_thread_however_many_cores_a_rank_has(text: Path, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    done = command(*SMALL, "--layout", "dp1", "--data", str(text), "--exact", "--report", str(path))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(path.read_text())
+    assert found["configuration"]["threads"] == 1
+    assert found["memory"]["measured"] == found["memory"]["formula"]
+
+
 @pytest.mark.slow
 def test_the_peak_of_memory_is_the_ranks_own() -> None:
     held = bytearray(500 << 20)  # by the process that starts the rank
@@ -418,7 +438,7 @@ def test_the_peak_of_memory_is_the_ranks_own() -> None:
 @pytest.mark.slow
 def test_a_training_is_saved_resumed_on_other_ranks_exported_and_traced(text: Path, tmp_path: Path) -> None:
     folder, trace, picture = tmp_path / "checkpoints", tmp_path / "trace.json", tmp_path / "trace.png"
-    flags = [*SMALL, "--data", str(text), "--exact", "--dropout", "0.1", "--threads", "1"]
+    flags = [*SMALL, "--data", str(text), "--exact", "--dropout", "0.1"]
     whole = command(*flags, "--layout", "dp1")
     assert whole.returncode == 0, whole.stderr
     digest = next(line.split()[2].strip(",") for line in whole.stdout.splitlines() if line.startswith("weights"))
@@ -468,6 +488,7 @@ def test_the_stages_are_compared_in_a_table(text: Path, exact: bool) -> None:
         ({"save": __file__}, "--save .*: it is a file; name a folder"),
         ({"keep": 0}, "--keep must be at least 1, got 0"),
         ({"trace_plot": "x.png"}, "--trace-plot draws what --trace has recorded"),
+        ({"training": replace(TRAINING, exact=True), "threads": 2}, "--threads is 2, but .* decides its bits"),
     ],
 )
 def test_options_that_cannot_be_are_refused(change: dict[str, object], message: str, text: Path) -> None:
