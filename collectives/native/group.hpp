@@ -156,6 +156,10 @@ class Group {
         ++record.calls;
         messages_.post(message);
         pending_.fetch_add(1, std::memory_order_release);
+        if (!message->sends || mismatched_ || failed()) return;
+        const std::size_t before = messages_.pending();
+        messages_.begin(message);
+        pending_.fetch_sub(before - messages_.pending(), std::memory_order_release);
     }
 
     // Steps everything under way as far as it goes now; returns whether anything moved.

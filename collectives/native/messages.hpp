@@ -77,6 +77,14 @@ class Messages {
         ++pending_;
     }
 
+    // Makes the first step of a send that was just posted and has no other before it, so that its receiver sees it now
+    // and not when this process has a core to spare for its background thread.
+    void begin(const std::shared_ptr<Message>& message) {
+        Link& link = links_[message->peer];
+        bool moved = false;
+        if (link.sends.front() == message && step_send(link, *message, moved)) finish(link.sends, link.sends.begin());
+    }
+
     bool idle() const { return pending_ == 0; }
     std::size_t pending() const { return pending_; }
 
