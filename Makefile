@@ -22,7 +22,7 @@ SOAK_ARGS ?=
 
 help:
 	@echo "make setup     virtual environment in $(VENV), dependencies, native code"
-	@echo "make run       train a small GPT on four ranks, and check it"
+	@echo "make run       train a small GPT on four ranks in two layouts, and check it"
 	@echo "make test      every test (TEST_ARGS='-k ring' selects)"
 	@echo "make bench     comparison with the peers on 2 and 4 ranks (BENCH_ARGS='all_reduce --sizes 8,1M'; BENCH_GLOO=1 installs PyTorch, and compares trainings too)"
 	@echo "make check     ruff, mypy --strict, clang-format"
@@ -66,8 +66,11 @@ $(VENV)/.mpich: | $(VENV)/.installed
 
 run: setup
 	@mkdir -p build
-	@$(IN_VENV) $(BIN)/python -m parallel train --layout dp4 --data stdlib --compare-steps 20 --generate 300 \
+	@$(IN_VENV) $(BIN)/python -m parallel train --layout dp2,tp2 --data stdlib --compare-steps 20 --generate 300 \
 	    --plot build/training.png --report build/report.json $(TRAIN_ARGS)
+	@echo
+	@$(IN_VENV) $(BIN)/python -m parallel train --layout pp2,tp2 --schedule 1f1b --micro-batches 4 --steps 200 --warmup 50 --data stdlib \
+	    --compare-steps 20 --timeline build/pipeline.png --report build/pipeline.json $(TRAIN_ARGS)
 
 test: setup
 	@$(IN_VENV) $(BIN)/python -m pytest $(TEST_ARGS)

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import collectives
 from collectives.start import check_launch, launched_rank
 from parallel.configuration import ConfigurationError, TrainingConfiguration
-from parallel.job import USAGE_ERROR, USAGE_ERRORS, Options, complain, prepare, run
+from parallel.job import run
 from parallel.mesh import MeshError, parse_layout
+from parallel.request import USAGE_ERROR, USAGE_ERRORS, Options, complain, prepare
 from parallel.schedules.command import add_command as add_schedules_command
 
 if TYPE_CHECKING:
@@ -143,6 +144,7 @@ def _add_files(train: argparse.ArgumentParser) -> None:
     train.add_argument("--resume", metavar="FOLDER", help="go on from the latest checkpoint there, of any layout")
     train.add_argument("--trace", metavar="FILE", help="write a Chrome trace of all ranks, for Perfetto")
     train.add_argument("--trace-plot", metavar="FILE", help="draw the last two steps of the trace")
+    train.add_argument("--timeline", metavar="FILE", help="draw the last step of the pipeline under its plan")
     train.add_argument("--report", metavar="FILE", help="write a JSON with every number of the run")
     train.add_argument("--plot", metavar="FILE", help="draw the losses")
     train.add_argument("--generate", type=int, default=0, metavar="N", help="bytes to generate at the end")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from parallel.axis import TILES
@@ -89,6 +89,21 @@ class TrainingConfiguration:
     def layout(self, ranks: int) -> str:
         """Return the layout's name, such as dp2,tp2."""
         return layout_name({"dp": self.dp(ranks), "pp": self.pp, "cp": self.cp, "tp": self.tp})
+
+    def alone(self) -> TrainingConfiguration:
+        """Return the same training for one rank."""
+        return replace(
+            self,
+            zero=0,
+            replicas=1,
+            tp=1,
+            pp=1,
+            cp=1,
+            sequence_parallel=False,
+            schedule="1f1b",
+            chunks=0,
+            stage_layers="",
+        )
 
     def passes(self, dp: int) -> int:
         """Return how many micro-batches go through in a step: with exact sums one for each sample of a rank."""

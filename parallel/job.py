@@ -12,134 +12,30 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, astuple, dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 
 from collectives import Communicator
-from parallel import accounting
+from parallel import accounting, bubble
 from parallel.autograd import Array
 from parallel.checkpoint import CheckpointError, Saver
 from parallel.configuration import ConfigurationError, TrainingConfiguration
-from parallel.data import Corpus, DataError, load, unigram_loss
-from parallel.formulas import Memory, gpt_parameters, model_state
+from parallel.data import Corpus, unigram_loss
+from parallel.formulas import Memory
 from parallel.progress import start
-from parallel.report import (
-    ReportError,
-    Traffic,
-    check_plotting,
-    check_writable,
-    memory_table,
-    plot,
-    traffic_table,
-    write_json,
-)
+from parallel.report import Traffic, memory_table, plot, traffic_table, write_json
+from parallel.request import USAGE_ERROR, Options, complain, prepare_together
+from parallel.schedules import Action, drawing
 from parallel.stages import compare_stages
 from parallel.timeline import Event, Timeline, chrome_trace, draw, gather, last_steps
 from parallel.train import DivergenceError, Step, Trainer, blas_threads, generate, to_host
 
-USAGE_ERROR = 2
 _COST_STEPS = 5
 # How far the losses of several ranks may lie from those of one: relative in float64, else absolute. Gradients of 16 bits are
 # rounded on every rank before they are added up.
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12, "bfloat16": 3e-2, "float16": 1e-2}
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line asks for: the training, its data, and what to leave behind."""
-
-    ranks: int
-    data: str
-    training: TrainingConfiguration
-    threads: int | None = None
-    report: str | None = None
-    plot: str | None = None
-    generate: int = 0
-    compare_steps: int = 0
-    save: str | None = None
-    save_every: int = 100
-    keep: int | None = None
-    resume: str | None = None
-    trace: str | None = None
-    trace_plot: str | None = None
-    stages: bool = False
-
-
-def complain(text: str) -> None:
-    """Write an error of one line to stderr, in one piece: the lines of several ranks would mix otherwise."""
-    sys.stderr.write(f"error: {text}\n")
-    sys.stderr.flush()
-
-
-def prepare(options: Options, *, writes: bool = True) -> Corpus:
-    """Return the corpus if nothing stands in the way of training; raises one of USAGE_ERRORS otherwise.
-
-    `writes`: whether this process will write the files that are asked for, as rank 0 does.
-    """
-    options.training.check(options.ranks)
-    for name in ("generate", "compare_steps"):
-        if getattr(options, name) < 0:
-            raise ConfigurationError(f"--{name.replace('_', '-')} must be at least 0, got {getattr(options, name)}")
-    if options.save_every < 1:
-        raise ConfigurationError(f"--save-every must be at least 1, got {options.save_every}")
-    if options.keep is not None and options.keep < 1:
-        raise ConfigurationError(f"--keep must be at least 1, got {options.keep}")
-    if options.trace_plot is not None and options.trace is None:
-        raise ConfigurationError("--trace-plot draws what --trace has recorded: give --trace FILE as well")
-    if options.threads is not None and options.threads < 1:
-        raise ConfigurationError(f"--threads must be at least 1, got {options.threads}")
-    if options.training.exact:
-        _check_one_thread(options.threads)
-    if options.report is not None and writes:
-        check_writable(options.report, "--report")
-    if options.trace is not None and writes:
-        check_writable(options.trace, "--trace")
-    if options.save is not None and writes and Path(options.save).exists() and not Path(options.save).is_dir():
-        raise ConfigurationError(f"--save {options.save}: it is a file; name a folder")
-    for path, flag in ((options.plot, "--plot"), (options.trace_plot, "--trace-plot")):
-        if path is not None and writes:
-            check_plotting(path, flag)
-    _check_memory(options)
-    corpus = load(options.data)
-    corpus.check(options.training.seq)
-    return corpus
-
-
-def _check_one_thread(threads: int | None) -> None:
-    """Raise ConfigurationError unless matrix products can be held to one thread: how they are cut decides their bits."""
-    if threads not in (None, 1):
-        raise ConfigurationError(
-            f"--threads is {threads}, but how a matrix product is cut among threads decides its bits: "
-            "leave --threads or --exact out"
-        )
-    if find_spec("threadpoolctl") is None:
-        raise ConfigurationError(
-            "--exact: threadpoolctl is missing, which holds matrix products to one thread; install the extra 'train'"
-        )
-
-
-def _check_memory(options: Options) -> None:
-    """Raise ConfigurationError if what a rank holds in any case is more than this machine has in all."""
-    c = options.training
-    storage, itemsize = c.sharding.storage.itemsize, c.sharding.compute.itemsize
-    parameters = gpt_parameters(c.layers, c.hidden, c.seq, key_width=c.key_width)
-    state = model_state(c.zero, options.ranks // c.replicas, parameters, storage, itemsize)
-    logits = c.batch // options.ranks // c.micro_batches * c.seq * 256 * itemsize
-    windows = max(1, c.validation_batches) * c.batch // options.ranks * (c.seq + 1) * 8
-    needed = sum(astuple(state)) + logits + windows
-    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else needed
-    if needed > installed:
-        raise ConfigurationError(
-            f"{parameters:,} parameters and {c.batch // options.ranks:,} sequences a rank take at least "
-            f"{needed / 2**30:,.0f} GiB, and this machine has {installed / 2**30:,.0f} GiB; "
-            "give a smaller --hidden, --layers, --seq, --batch or --validation-batches"
-        )
-
-
-USAGE_ERRORS = (ConfigurationError, DataError, ReportError)
 
 
 def run(options: Options, communicator: Communicator) -> int:
@@ -147,11 +43,11 @@ def run(options: Options, communicator: Communicator) -> int:
     if communicator.size != options.ranks:
         if communicator.rank == 0:
             complain(
-                f"--layout dp{options.ranks} wants {options.ranks} ranks, but the launcher started "
+                f"--layout {options.training.layout(options.ranks)} wants {options.ranks} ranks, but the launcher started "
                 f"{communicator.size}; make the two numbers equal"
             )
         return USAGE_ERROR
-    corpus = _prepare_together(options, communicator)
+    corpus = prepare_together(options, communicator)
     if corpus is None:
         return USAGE_ERROR
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -176,34 +72,6 @@ def run(options: Options, communicator: Communicator) -> int:
             return 1
 
 
-def _prepare_together(options: Options, communicator: Communicator) -> Corpus | None:
-    """Return the corpus if every rank can train, on the same data and as configured alike; else None.
-
-    A file may be missing, or another version of it lie, on one host only. One rank prints what is wrong.
-    """
-    corpus, problem, digest = None, None, hashlib.sha256(repr(options.training).encode())
-    try:
-        corpus = prepare(options, writes=communicator.rank == 0)
-        digest.update(corpus.training.data)
-        digest.update(corpus.validation.data)
-    except USAGE_ERRORS as error:
-        problem = error
-    mine = np.frombuffer(bytes([corpus is not None]) + digest.digest(), np.uint8)
-    everyone = communicator.all_gather(mine)
-    unable = np.flatnonzero(everyone[:, 0] == 0)
-    differing = np.flatnonzero((everyone != everyone[0]).any(axis=1))
-    if unable.size:
-        if communicator.rank == unable[0]:
-            complain(f"rank {communicator.rank}: {problem}")
-        return None
-    if differing.size:
-        if communicator.rank == 0:
-            listed = ", ".join(map(str, differing))
-            complain(f"rank {listed}: other data or flags than those of rank 0; give all ranks the same")
-        return None
-    return corpus
-
-
 @dataclass(frozen=True)
 class _Result:
     """What the ranks found together, with the trainer and a communicator of this rank alone to go on with."""
@@ -220,6 +88,8 @@ class _Result:
     peak_resident: list[int]
     weights: dict[str, Array]
     events: list[list[Event]]
+    conduct: list[bubble.Conduct]
+    actions: list[list[tuple[Action, float, float]]]
 
 
 def _train(options: Options, corpus: Corpus, communicator: Communicator) -> _Result:
@@ -232,11 +102,13 @@ def _train(options: Options, corpus: Corpus, communicator: Communicator) -> _Res
     talks = communicator.rank == 0
     if talks:
         print(
-            f"{trainer.parameter_count:,} parameters on {ranks} ranks, ZeRO stage {c.zero}, {c.dtype}; "
+            f"{trainer.parameter_count:,} parameters on {_plural(ranks, 'rank')}, {_described(c, ranks)}, {c.dtype}; "
             f"{len(corpus.training):,} bytes to train on, {len(corpus.validation):,} to validate, "
             f"from {corpus.files:,} files ({options.data})",
             flush=True,
         )
+        if c.tp * c.pp * c.cp > 1:
+            print(trainer.mesh.describe(), flush=True)
         if options.resume:
             print(f"continuing after step {trainer.steps} of {options.resume}", flush=True)
             if differing:
@@ -266,6 +138,8 @@ def _train(options: Options, corpus: Corpus, communicator: Communicator) -> _Res
         for i, name in enumerate(sent)
         if everyone[:, i].any() or everyone[:, count + i].any() or name == "reduce"
     }
+    conduct = bubble.conduct(trainer) if c.pp > 1 else []
+    actions = bubble.last_actions(trainer) if options.timeline else []
     without = []
     if c.exact:
         inexact = Trainer(replace(c, exact=False), corpus, communicator)
@@ -275,7 +149,22 @@ def _train(options: Options, corpus: Corpus, communicator: Communicator) -> _Res
     return _Result(
         trainer, alone, steps, first, (before, after), trainer.weights_sha256(), traffic,
         without, [_memory(row[2 * count : -1]) for row in everyone.tolist()], [int(n) for n in everyone[:, -1]], weights, events,
+        conduct, actions,
     )  # fmt: skip
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count} {what}{'s' if count > 1 else ''}"
+
+
+def _described(c: TrainingConfiguration, ranks: int) -> str:
+    """The layout, and how it is run."""
+    words = [c.layout(ranks)]
+    if c.pp > 1:
+        words.append(f"{c.schedule} of {_plural(c.passes(c.dp(ranks)), 'micro-batch').replace('hs', 'hes')}")
+    if c.sequence_parallel:
+        words.append("sequence parallel")
+    return ", ".join([*words, f"ZeRO stage {c.zero}", *(["exact"] if c.exact else [])])
 
 
 def _memory(numbers: list[int]) -> tuple[Memory, Memory]:
@@ -304,11 +193,15 @@ def _conclude(options: Options, corpus: Corpus, result: _Result) -> int:
     print(f"\nBytes sent, {len(losses)} steps:\n{traffic_table(result.traffic)}", flush=True)
     memory, predicted = result.memory[0]
     print(f"\nMemory of rank 0:\n{memory_table(memory, predicted, result.peak_resident[0])}", flush=True)
-    failures = _differences(result)
+    if result.conduct:
+        print(
+            f"\nPipeline of rank 0 ({c.schedule}; idle as a share of the whole time):\n{bubble.conduct_table(result.conduct)}"
+        )
+    failures = [*_differences(result), *bubble.differences(result.conduct)]
     comparison = None
     if options.compare_steps:
         count = min(options.compare_steps, len(losses))
-        alone = Trainer(replace(c, zero=0, replicas=1), corpus, result.alone)
+        alone = Trainer(c.alone(), corpus, result.alone)
         for _ in range(result.first):
             alone.step()
         comparison = Comparison.of(losses[:count], [alone.step().loss for _ in range(count)], c.dtype, c.exact)
@@ -331,8 +224,11 @@ def _conclude(options: Options, corpus: Corpus, result: _Result) -> int:
         write_json(options.trace, chrome_trace(result.events))
         print(f"wrote {options.trace}")
         if options.trace_plot:
-            draw(options.trace_plot, last_steps(result.events, 2), f"Two steps, dp{options.ranks}, ZeRO stage {c.zero}")
+            draw(options.trace_plot, last_steps(result.events, 2), f"Two steps, {_described(c, options.ranks)}")
             print(f"wrote {options.trace_plot}")
+    if options.timeline:
+        drawing.draw(options.timeline, result.trainer.pipeline.schedule, result.actions)
+        print(f"wrote {options.timeline}")
     if options.report:
         write_json(options.report, _document(options, corpus, result, comparison, unigram))
         print(f"wrote {options.report}")
@@ -392,7 +288,7 @@ def _document(
     memory, predicted = result.memory[0]
     return {
         "configuration": {
-            "layout": f"dp{options.ranks}",
+            "layout": options.training.layout(options.ranks),
             "ranks": options.ranks,
             "data": options.data,
             "threads": options.threads,
@@ -417,6 +313,7 @@ def _document(
             "formula": asdict(predicted),
             "peak_resident": result.peak_resident,
         },
+        "pipeline": [asdict(row) for row in result.conduct],
         "step_seconds": [step.seconds for step in result.steps],
         "communication_seconds": sum(step.communication_seconds for step in result.steps),
         "comparison": asdict(comparison) if comparison else None,

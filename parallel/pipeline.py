@@ -72,6 +72,8 @@ class Pipeline:
         self.schedule, self.replica, self.communicator, self.tensor = schedule, replica, communicator, tensor
         self.actions: list[tuple[Action, float, float]] = []
         """What was done in the last step, with the seconds of `time.perf_counter` at which it began and ended."""
+        self.history: list[tuple[float, float]] = []
+        """Of every step, the seconds from the first action to the end of the last, and those in actions."""
         self.most_in_flight = 0
         self._dtype, self._saved, self._timeline = dtype, saved, timeline
         self._rank = communicator.rank
@@ -98,20 +100,24 @@ class Pipeline:
         losses: dict[int, float] = {}
         for action in row:
             self._receive_ahead(needed, parts)
-            began = time.perf_counter()
             where = f"{_NAMES[action.kind]} of micro-batch {action.micro_batch} in stage {self._stage(action)} in step {step + 1}"
             try:
                 message = self._needs(action)
                 arrived = None if message is None else self._received(message)
+                began = time.perf_counter()
                 self._do(action, arrived, parts[action.micro_batch], scale, losses, where)
             except CommunicationError as error:
                 raise type(error)(f"{error} (rank {self._rank} of its pipeline, {where})") from error
-            self.actions.append((action, began, time.perf_counter()))
+            ended = time.perf_counter()
+            self.actions.append((action, began, ended))
             self.most_in_flight = max(self.most_in_flight, len(self._outputs) + len(self._weights))
             if self._timeline is not None:
-                self._timeline.add("compute", f"{_NAMES[action.kind]} {action.micro_batch}", began, time.perf_counter())
+                chunk = f".{action.chunk}" if self.schedule.chunks > 1 else ""
+                self._timeline.add("compute", f"{_NAMES[action.kind]} {action.micro_batch}{chunk}", began, ended)
         while self._sends:
             self._sends.popleft().wait()
+        busy = sum(ended - began for _, began, ended in self.actions)
+        self.history.append((self.actions[-1][2] - self.actions[0][1], busy))
         return [losses[number] for number in sorted(losses)]
 
     def evaluate(self, parts: Sequence[Array]) -> list[float]:

@@ -89,11 +89,12 @@ def traffic_table(axes: Mapping[str, Traffic]) -> str:
     rows = [("axis", "rank", "bytes sent", "formula", "")]
     for axis, traffic in axes.items():
         for rank, (measured, formula) in enumerate(zip(traffic.measured, traffic.formula, strict=True)):
-            rows.append((axis, str(rank), f"{measured:,}", f"{formula:,}", _verdict(measured, formula)))
+            rows.append((axis, str(rank), f"{measured:,}", f"{formula:,}", verdict(measured, formula)))
     return table(rows)
 
 
-def _verdict(measured: int, formula: int) -> str:
+def verdict(measured: int, formula: int) -> str:
+    """Return whether two numbers are equal, and by how much they differ otherwise."""
     return "equal" if measured == formula else f"differs by {measured - formula:+,}"
 
 
@@ -102,7 +103,7 @@ def memory_table(measured: Memory, predicted: Memory, peak_resident: int) -> str
     rows = [("kind", "bytes", "formula", "")]
     for kind, found in asdict(measured).items():
         formula = getattr(predicted, kind)
-        rows.append((kind, f"{found:,}", f"{formula:,}", _verdict(found, formula)))
+        rows.append((kind, f"{found:,}", f"{formula:,}", verdict(found, formula)))
     rows.append(("peak resident", f"{peak_resident:,}", "", "with Python and its libraries"))
     return table(rows)
 

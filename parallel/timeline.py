@@ -80,7 +80,8 @@ def gather(timeline: Timeline, communicator: Communicator) -> list[list[Event]]:
 
 def last_steps(ranks: Sequence[Sequence[Event]], steps: int) -> list[list[Event]]:
     """The events of the last forward passes, so many, and of what came after the first of them."""
-    starts = [[e.began for e in events if e.name == "forward"][-steps:] for events in ranks]
+    first = ("forward 0", "forward 0.0")
+    starts = [[e.began for e in events if e.name in first][-steps:] for events in ranks]
     begin = min((times[0] for times in starts if times), default=0.0)
     return [[event for event in events if event.began >= begin] for events in ranks]
 

@@ -35,8 +35,8 @@ from parallel.autograd import (
 from parallel.configuration import ConfigurationError, TrainingConfiguration
 from parallel.data import Corpus
 from parallel.formulas import gpt_parameters, ring_attention_bytes, share
-from parallel.job import Options
 from parallel.nn import GPT, CausalSelfAttention, GPTConfiguration
+from parallel.request import Options
 from parallel.train import Trainer, generate
 
 ROOT = Path(__file__).parents[2]

@@ -18,7 +18,8 @@ from collectives.testing import run_ranks
 from parallel import checkpoint, report
 from parallel.__main__ import main
 from parallel.configuration import ConfigurationError, TrainingConfiguration
-from parallel.job import Comparison, Options, prepare, run
+from parallel.job import Comparison, run
+from parallel.request import Options, prepare
 from parallel.stages import compare_stages
 
 ROOT = Path(__file__).parents[2]
