@@ -108,6 +108,9 @@ class Pipeline:
                 self._do(action, arrived, parts[action.micro_batch], scale, losses, where)
             except CommunicationError as error:
                 raise type(error)(f"{error} (rank {self._rank} of its pipeline, {where})") from error
+            except Exception as error:
+                self.communicator.abort(f"{type(error).__name__}: {error} (rank {self._rank} of its pipeline, {where})")
+                raise
             ended = time.perf_counter()
             self.actions.append((action, began, ended))
             self.most_in_flight = max(self.most_in_flight, len(self._outputs) + len(self._weights))
