@@ -118,7 +118,7 @@ class Trainer:
         """
         c, replica, number = self.configuration, self.replica, self.steps
         began, waited = time.perf_counter(), self._waited()
-        parts = self._micro_batches(self._windows(self.samples(c.batch)))
+        parts = self._micro_batches(self._read(self.samples(c.batch)))
         losses = self.pipeline.step(parts, self.loss_scale.value / (c.batch * c.seq), number)
         replica.finish(c.batch)
         replica.add_tied(self.tied)
@@ -142,12 +142,14 @@ class Trainer:
         self.steps += 1
         return Step(loss, time.perf_counter() - began, self._waited() - waited)
 
-    def _windows(self, samples: range) -> Array:
-        """The windows of the next step, where a stage here reads them, and as many of nothing elsewhere."""
+    def _read(self, samples: range, validation: int = 0) -> Array:
+        """The windows of the next step, or of so many for validation, where a stage here reads them; empty ones elsewhere."""
         c = self.configuration
-        if any(chunk.model.extent.first or chunk.model.extent.last for chunk in self.replica.chunks):
-            return self.corpus.batch(c.seed, self.steps, samples, c.seq)
-        return np.zeros((len(samples), c.seq + 1), np.uint8)
+        if not any(chunk.model.extent.first or chunk.model.extent.last for chunk in self.replica.chunks):
+            return np.zeros((len(samples), c.seq + 1), np.uint8)
+        if validation:
+            return self.corpus.validation_batch(validation, samples, c.seq)
+        return self.corpus.batch(c.seed, self.steps, samples, c.seq)
 
     def _micro_batches(self, windows: Array) -> list[MicroBatch]:
         c, first = self.configuration, self.samples(self.configuration.batch).start
@@ -183,7 +185,7 @@ class Trainer:
         """
         c = self.configuration
         windows = c.validation_batches * c.batch
-        mine = self.corpus.validation_batch(windows, self.samples(windows), c.seq)
+        mine = self._read(self.samples(windows), windows)
         passes, at_once = self.evaluations(windows), self.at_once
         parts = [mine[start : start + at_once] for start in range(0, len(mine), at_once)]
         # Ranks that have run out of windows repeat one, and drop its loss: parameters may be gathered in every pass.

@@ -59,7 +59,7 @@ def name(layout: tuple[int, dict[str, Any]]) -> str:
 
 def chosen(dtype: str, **options: Any) -> TrainingConfiguration:
     return configuration(
-        dtype, **{"batch": 8, "layers": 4, "heads": 4, "dropout": 0.1, "steps": EXACT_STEPS, **options}
+        dtype, **{"batch": 8, "layers": 4, "heads": 4, "dropout": 0.1, "clip": 0.2, "steps": EXACT_STEPS, **options}
     )
 
 
@@ -92,6 +92,7 @@ def test_gradients_of_every_layout_are_those_of_one_rank(layout: tuple[int, dict
     def moments(world: Communicator, given: dict[str, Any]) -> dict[str, np.ndarray]:
         trainer = Trainer(chosen("float64", **given), CORPUS, world)
         trainer.step()
+        trainer.replica.settle()  # stages 1 and 2 are still gathering
         found: dict[str, np.ndarray] = {}
         for piece in trainer.pieces():
             if piece.name.startswith("optimizer.first_moment/"):
@@ -123,7 +124,7 @@ def test_gradients_of_every_layout_are_those_of_one_rank(layout: tuple[int, dict
 @pytest.mark.parametrize("heads", [4, 3])
 def test_exact_sums_have_the_same_bits_in_every_layout(heads: int) -> None:
     """Hashes of all weights after 10 steps, losses, and the validation's."""
-    shape = {"heads": heads, "hidden": 24, "exact": True, "clip": 0.5, "batch": 6}
+    shape = {"heads": heads, "hidden": 24, "exact": True, "batch": 6}
     one = one_rank("float32", EXACT_STEPS, **shape)
     layouts: list[tuple[int, dict[str, Any]]] = [
         (4, {}), (4, {"zero": 1}), (3, {"zero": 2}), (4, {"zero": 3}), (4, {"zero": 3, "replicas": 2}),
