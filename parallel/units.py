@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -97,12 +98,13 @@ def by_module(model: GPT, parts: int) -> list[Layout]:
 def by_size(model: GPT, parts: int, itemsize: int, first: int, others: int) -> list[Layout]:
     """Buckets of at least `first` bytes (the one that backward fills first, the last here) and `others` bytes.
 
-    What is apart in `by_module` is so here.
+    What is apart in `by_module` is so here. Parameters count whole, so that tensor-parallel ranks, whose parts may be unequal, have
+    the same ones in every bucket.
     """
     buckets: list[list[Parameter]] = [[]]
     limit = first
     for parameter in reversed(_parameters(model)):
-        bytes_ = sum(p.size for p in buckets[-1]) * itemsize
+        bytes_ = sum(math.prod(p.whole_shape) for p in buckets[-1]) * itemsize
         if bytes_ >= limit or (bytes_ and _apart(model, parameter) != _apart(model, buckets[-1][-1])):
             limit = others if bytes_ >= limit else limit
             buckets.append([])

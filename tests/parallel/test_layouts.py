@@ -231,6 +231,22 @@ def test_tensor_parallelism_sends_the_published_volumes(sequence_parallel: bool)
         assert sent == micro_batches * (layers * a_layer + in_loss + ends) + copied
 
 
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+def test_ranks_with_unequal_parts_have_the_same_buckets(sequence_parallel: bool) -> None:
+    """Weights of several buckets, of which three ranks have 2, 1 and 1 heads."""
+    ranks, options = 3, {"hidden": 160, "layers": 3, "dropout": 0.0, "validation_batches": 1, "batch": 3}
+
+    def rank(world: Communicator) -> list[list[str]]:
+        trainer = Trainer(chosen("float32", tp=ranks, sequence_parallel=sequence_parallel, **options), CORPUS, world)
+        trainer.step()
+        trainer.weights_sha256()
+        return [[slot.parameter.name for slot in unit.layout.slots] for unit in trainer.replica.units]
+
+    buckets, *others = run_ranks(ranks, rank)
+    assert len(buckets) > 1
+    assert all(other == buckets for other in others)
+
+
 @pytest.mark.parametrize(
     ("change", "ranks", "message"),
     [
