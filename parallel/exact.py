@@ -172,15 +172,14 @@ def order_free_sum(
     Numbers are rounded to multiples of one power of two, chosen by the largest of all, so that their sum is exact in float64;
     what was cut off is treated so again, twice (Demmel 2015, "Parallel reproducible summation", section 3). `arrays`: of
     float64, this rank's, none negative; `count`: at least how many numbers there are on all ranks. `largest(x)` and
-    `total(array)` are the maximum of a number and the sum of an array over all ranks.
+    `total(array)` are the maximum of a number and the sum of an array over all ranks; each is called once, whatever the numbers.
     """
     arrays = list(arrays)
     peak = largest(max((float(array.max()) for array in arrays if array.size), default=0.0))
-    if not 0 < peak < math.inf:
-        return peak
+    usable = 0 < peak < math.inf
     room, exponent = count.bit_length(), math.frexp(peak)[1]
     sums = np.zeros(3)
-    for array in arrays:
+    for array in arrays if usable else ():
         rest = array
         for fold in range(len(sums)):
             # Adding and taking away 1.5·2^k rounds to multiples of 2^(k − 52).
@@ -188,7 +187,8 @@ def order_free_sum(
             rounded = (rest + anchor) - anchor
             rest = rest - rounded
             sums[fold] += rounded.sum()
-    return math.fsum(total(sums).tolist())
+    sums = total(sums)
+    return math.fsum(sums.tolist()) if usable else peak
 
 
 def exact_sum(values: Iterable[float]) -> float:

@@ -17,6 +17,7 @@ from collectives.testing import run_ranks
 from parallel import accounting, checkpoint
 from parallel.configuration import ConfigurationError, TrainingConfiguration, balance
 from parallel.formulas import ring_bytes
+from parallel.optim import LossScale
 from parallel.train import Trainer
 from tests.parallel.layouts import CORPUS, Run, check_numbers, configuration, train
 
@@ -245,6 +246,20 @@ def test_ranks_with_unequal_parts_have_the_same_buckets(sequence_parallel: bool)
     buckets, *others = run_ranks(ranks, rank)
     assert len(buckets) > 1
     assert all(other == buckets for other in others)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_skipped_step_sends_what_the_formulas_say(exact: bool) -> None:
+    def rank(world: Communicator) -> tuple[int, dict[str, int], dict[str, int]]:
+        trainer = Trainer(chosen("float16", exact=exact), CORPUS, world)
+        trainer.loss_scale = LossScale(2.0**40, 1000)
+        with np.errstate(all="ignore"):
+            trainer.step()
+        return trainer.skipped, accounting.traffic(trainer), accounting.expected_traffic(trainer, 0)
+
+    for skipped, sent, expected in run_ranks(2, rank):
+        assert skipped == 1
+        assert sent == expected
 
 
 @pytest.mark.parametrize(
