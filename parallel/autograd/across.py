@@ -100,15 +100,24 @@ def chunks(count: int) -> list[slice]:
     return [slice(start, min(count, start + length)) for start in range(0, count, length)]
 
 
+def _gathered(g: Array, saved: Saved) -> Array:
+    """The gradient of all positions, which the first product that needs it gathers."""
+    *_, axis, gathered = saved
+    if not gathered:
+        gathered.append(axis.gather(g) if axis.sequence else g)
+    whole: Array = gathered[0]
+    return whole
+
+
 def _project_and_sum_x(g: Array, saved: Saved) -> Array:
-    x, weight, axis, gathered = saved
-    whole = axis.gather(g) if axis.sequence else g
-    gathered.append(whole)
+    x, weight, _, _ = saved
+    whole = _gathered(g, saved)
     return (whole.reshape(-1, whole.shape[-1]) @ weight.data).reshape(x.shape)
 
 
-def _project_and_sum_weight(_g: Array, saved: Saved) -> Array:
-    x, _, _, (whole,) = saved
+def _project_and_sum_weight(g: Array, saved: Saved) -> Array:
+    x, _, _, _ = saved
+    whole = _gathered(g, saved)
     return whole.reshape(-1, whole.shape[-1]).T @ x.reshape(-1, x.shape[-1])
 
 

@@ -362,3 +362,32 @@ def test_there_are_tiles_for_exact_sums() -> None:
         assert Linear(4, 6).weight.placement == REPLICATED
 
     run_ranks(2, rank)
+
+
+@pytest.mark.parametrize("sequence", [False, True])
+def test_a_row_parallel_weight_has_a_gradient_where_its_input_has_none(sequence: bool) -> None:
+    def rank(comm: Communicator) -> np.ndarray:
+        axis = Axis(comm, sequence=sequence)
+        weight = Tensor(np.ones((3, 2)), requires_gradient=True, placement=FEATURES)
+        gradient = np.zeros(weight.shape)
+        weight.sink = Keeper(gradient)
+        x = Tensor(np.ones((1, POSITIONS, 2)), placement=FEATURES)
+        result = across.project_and_sum(x, weight, axis=axis)
+        result.backward(np.ones(result.shape))
+        return gradient
+
+    for gradient in run_ranks(2, rank):
+        np.testing.assert_array_equal(gradient, np.full((3, 2), POSITIONS))
+
+
+class Keeper:
+    """A sink with one array."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def place(self, leaf: Tensor) -> np.ndarray:
+        return self.array
+
+    def complete(self, leaf: Tensor) -> None:
+        pass
