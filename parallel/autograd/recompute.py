@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from parallel.autograd.placement import unchanged
+from parallel.autograd.placement import PlacementError, unchanged
 from parallel.autograd.tensor import Array, Operation, Saved, Tensor, no_gradient, recording
 
 
@@ -13,7 +13,7 @@ def recompute(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
     `function` must give the same result again, so its random numbers must not depend on when they are drawn. What it makes must
     be placed as x is. The parameters that it uses get their gradients, and their sinks learn of it, while `backward` passes. Raises
-    ValueError if x requires no gradient, as backward would not come by.
+    PlacementError if it is not, and ValueError if x requires no gradient, as backward would not come by.
     """
     if not x.requires_gradient:
         raise ValueError("recompute: x requires no gradient, so backward would not reach what is computed from it")
@@ -22,7 +22,10 @@ def recompute(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 def _forward(x: Tensor, function: Callable[[Tensor], Tensor]) -> tuple[Array, Saved]:
     with no_gradient():
-        return function(x).data, (x.data, x.placement, function)
+        result = function(x)
+    if result.placement != x.placement:
+        raise PlacementError(f"recompute of what makes {result.placement} of {x.placement}; both must be placed alike")
+    return result.data, (x.data, x.placement, function)
 
 
 def _product(g: Array, saved: Saved) -> Array:

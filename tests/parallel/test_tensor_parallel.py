@@ -25,6 +25,7 @@ from parallel.autograd import (
     Tensor,
     across,
     deferring,
+    recompute,
     vjps,
 )
 from parallel.axis import TILES, Axis, Cut
@@ -391,3 +392,13 @@ class Keeper:
 
     def complete(self, leaf: Tensor) -> None:
         pass
+
+
+def test_what_is_computed_again_must_be_placed_as_its_input() -> None:
+    def rank(comm: Communicator) -> None:
+        axis, weight = Axis(comm), Tensor(np.ones((4, 2)), True, OUTPUTS)
+        x = Tensor(np.ones((1, POSITIONS, 2)), requires_gradient=True)
+        with pytest.raises(PlacementError, match=r"recompute of what makes sharded on dimension -1 of replicated"):
+            recompute(lambda y: vjps.project(across.copy_to_ranks(y, axis=axis), weight), x)
+
+    run_ranks(2, rank)
