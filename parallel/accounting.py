@@ -17,7 +17,7 @@ from collectives.select import LARGE_MESSAGE
 from parallel import buffers
 from parallel.activations import Shape, most_kept
 from parallel.autograd.across import chunks
-from parallel.axis import TILES, Cut
+from parallel.axis import Axis
 from parallel.exact import exchange_shapes, most_nodes, sample_runs
 from parallel.formulas import (
     Memory,
@@ -151,17 +151,16 @@ def _shape(trainer: Trainer) -> Shape:
     within = trainer.positions
     between = len(share(within, ranks, rank)) if c.sequence_parallel else within
     head, groups = c.hidden // c.heads, len(share(c.groups, ranks, rank))
-    cuts = [len(_cut(trainer, length).elements) for length in (4 * c.hidden, _VOCABULARY)]
+    cuts = [len(_axis(trainer).cut(length).elements) for length in (4 * c.hidden, _VOCABULARY)]
     return Shape(
         hidden=c.hidden, head=head, heads=groups * (c.heads // c.groups), groups=groups, inner=cuts[0], vocabulary=cuts[1],
         within=within, between=between, item=c.sharding.compute.itemsize, ring=c.cp > 1,
     )  # fmt: skip
 
 
-def _cut(trainer: Trainer, length: int, pieces: int | None = None) -> Cut:
-    if pieces is None:
-        pieces = min(TILES, length) if trainer.configuration.exact else length
-    return Cut(length, pieces, trainer.mesh.tp.size, trainer.mesh.tp.rank)
+def _axis(trainer: Trainer) -> Axis:
+    """How layers are cut, among one rank where they are not."""
+    return trainer.axis or Axis(trainer.mesh.tp)
 
 
 def _sent(axis: Communicator, collective: str, elements: int, dtype: np.dtype[Any]) -> int:
@@ -221,7 +220,7 @@ def _crossings(
     if last:
         yield "all_reduce", tokens, 1
         if c.exact:
-            yield "all_gather", axis.size * _cut(trainer, _VOCABULARY).most_nodes * tokens, 1
+            yield "all_gather", axis.size * _axis(trainer).cut(_VOCABULARY).most_nodes * tokens, 1
             yield "all_reduce", tokens, 1
         else:
             yield "all_reduce", 2 * tokens, 1
@@ -244,10 +243,10 @@ def _exact_crossings(
     """The same, where ranks exchange the nodes of a tree."""
     c, size = trainer.configuration, trainer.mesh.tp.size
     whole = samples * trainer.positions * c.hidden
-    attention, hidden = (_cut(trainer, c.hidden, c.groups), _cut(trainer, 4 * c.hidden))
+    attention, hidden = (_axis(trainer).cut(c.hidden, c.groups), _axis(trainer).cut(4 * c.hidden))
     sums = [(attention, layers), (hidden, layers)] * (2 if backward and recompute else 1)
     if backward:
-        sums += [(attention, layers), (hidden, layers)] + ([(_cut(trainer, _VOCABULARY), 1)] if last else [])
+        sums += [(attention, layers), (hidden, layers)] + ([(_axis(trainer).cut(_VOCABULARY), 1)] if last else [])
     length = -(-whole // size)  # every rank adds up an equal part
     for cut, times in sums:
         yield "all_to_all", size * cut.most_nodes * length, times

@@ -105,6 +105,18 @@ class TrainingConfiguration:
             stage_layers="",
         )
 
+    def inexact(self, ranks: int) -> TrainingConfiguration | None:
+        """Return the same training without exact sums, in a pipeline with as many micro-batches; None where that cannot be."""
+        most = self.batch // self.dp(ranks)
+        if self.schedule == "interleaved":
+            most -= most % self.pp
+        other = replace(self, exact=False, micro_batches=most if self.pp > 1 else self.micro_batches)
+        try:
+            other.check(ranks)
+        except ConfigurationError:
+            return None
+        return other
+
     def passes(self, dp: int) -> int:
         """Return how many micro-batches go through in a step: with exact sums one for each sample of a rank."""
         if not self.exact:

@@ -455,6 +455,6 @@ def _check_models(model: GPT, communicator: Communicator) -> None:
         )
 
 
-def sum_over_ranks(communicator: Communicator, *values: float) -> list[float]:
+def sum_numbers(communicator: Communicator, *values: float) -> list[float]:
     """Return the sums of some numbers of every rank, in float64 and with the same bits on all of them."""
     return [float(value) for value in communicator.all_reduce(np.array(values, np.float64))]

@@ -53,7 +53,8 @@ def ring_attention_bytes(
 class Memory:
     """Bytes of one rank: for the whole of the training, of the buffers that come and go, and of what is kept for backward.
 
-    `optimizer`: the moments, and the masters where parameters are kept in 16 bits.
+    `optimizer`: the moments, and the masters where parameters are kept in 16 bits. `temporary`: what the pools of data
+    parallelism hold, for whole parameters and gradients; messages, and results of products, are not counted.
     """
 
     parameters: int

@@ -141,9 +141,10 @@ def _train(options: Options, corpus: Corpus, communicator: Communicator) -> _Res
     conduct = bubble.conduct(trainer) if c.pp > 1 else []
     actions = bubble.last_actions(trainer) if options.timeline else []
     without = []
-    if c.exact:
-        inexact = Trainer(replace(c, exact=False), corpus, communicator)
+    if c.exact and (other := c.inexact(ranks)) is not None:
+        inexact = Trainer(other, corpus, communicator)
         without = [inexact.step().seconds for _ in range(min(_COST_STEPS, len(steps)))]
+        inexact.replica.settle()
     weights = {name: to_host(data).copy() for name, data in trainer.parameters()} if options.generate else {}
     events = gather(timeline, communicator) if options.trace else []
     return _Result(

@@ -89,7 +89,7 @@ class Pipeline:
         """Run forward and backward of all micro-batches; returns their losses on the rank that has the last stage, none on others.
 
         `scale`: of the summed loss of a micro-batch; `step`: its number, for messages. Raises what the collectives raise, with the
-        action in which that was.
+        action in which that was; any other error ends the job, on all ranks, with its action.
         """
         if len(parts) != self.schedule.micro_batches:
             raise ValueError(f"{len(parts)} micro-batches for a schedule of {self.schedule.micro_batches}")
@@ -107,9 +107,9 @@ class Pipeline:
                 began = time.perf_counter()
                 self._do(action, arrived, parts[action.micro_batch], scale, losses, where)
             except CommunicationError as error:
-                raise type(error)(f"{error} (rank {self._rank} of its pipeline, {where})") from error
+                raise type(error)(f"{error} (while in {where})") from error
             except Exception as error:
-                self.communicator.abort(f"{type(error).__name__}: {error} (rank {self._rank} of its pipeline, {where})")
+                self.communicator.abort(f"{type(error).__name__}: {error} (in {where})")
                 raise
             ended = time.perf_counter()
             self.actions.append((action, began, ended))

@@ -18,7 +18,7 @@ from parallel.autograd import Array, SavedBytes, no_gradient
 from parallel.axis import Axis
 from parallel.checkpoint import CheckpointError, Piece, load
 from parallel.configuration import TrainingConfiguration
-from parallel.data_parallel import DataParallel, sum_over_ranks
+from parallel.data_parallel import DataParallel, sum_numbers
 from parallel.exact import exact_sum, order_free_sum
 from parallel.formulas import share, zigzag
 from parallel.mesh import Mesh
@@ -127,7 +127,7 @@ class Trainer:
             loss, squares = self._sum_exactly(losses, len(parts)), self._exact_squares()
         else:
             squares = sum(map(fused.sum_of_squares, replica.counted()))
-            loss, squares = sum_over_ranks(self.metrics, sum(losses) if self._speaks else 0.0, squares)
+            loss, squares = sum_numbers(self.metrics, sum(losses) if self._speaks else 0.0, squares)
         loss = self._checked(loss, f"the loss at step {number + 1}")
         norm, scale = math.sqrt(squares) / self.loss_scale.value, self.loss_scale.value
         if self.loss_scale.update(math.isfinite(norm)):
@@ -193,7 +193,7 @@ class Trainer:
         if c.exact:
             loss = self._sum_exactly(losses, passes)
         else:
-            loss = sum_over_ranks(self.metrics, sum(losses) if self._speaks else 0.0)[0]
+            loss = sum_numbers(self.metrics, sum(losses) if self._speaks else 0.0)[0]
         return self._checked(loss / (windows * c.seq), f"the validation loss after {self.steps} steps")
 
     def evaluations(self, windows: int) -> int:

@@ -47,13 +47,13 @@ class Layout:
         self.size = self.decayed = self.shared = self.copied = 0
 
         def place(parameter: Parameter) -> tuple[bool, bool, bool]:
-            return not parameter.decay, parameter.placement.kind != "sharded", parameter.placement is COPIED
+            return not parameter.decay, not parameter.placement.sharded, parameter.placement is COPIED
 
         for parameter in sorted(parameters, key=place):
             self.slots.append(Slot(parameter, self.size))
             self.size += parameter.size
             self.decayed += parameter.size if parameter.decay else 0
-            self.shared += parameter.size if parameter.placement.kind == "sharded" else 0
+            self.shared += parameter.size if parameter.placement.sharded else 0
             self.copied += parameter.size if parameter.placement is not COPIED else 0
         self.padded = -(-self.size // (GRAIN * parts)) * GRAIN * parts
 

@@ -8,7 +8,7 @@ section 3; Korthikanti 2022, arXiv 2205.05198, section 4.2) and the rules the ty
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 
@@ -16,34 +16,36 @@ class PlacementError(TypeError):
     """An operation on values that are not placed as it needs them."""
 
 
-@dataclass(frozen=True)
-class Placement:
-    """How ranks hold a value. `kind`: replicated, copied, partial or sharded; `dimension`, if sharded: counted from the end."""
+class Placement(Enum):
+    """How ranks hold a value, (…, positions, width), or a weight, (outputs, inputs)."""
 
-    kind: str
-    dimension: int = 0
+    REPLICATED = "replicated"
+    """The same on all ranks, and so is its gradient."""
+    COPIED = "copied"
+    """The same on all ranks, each of which makes a part of the gradient: the parts are still to be added up."""
+    PARTIAL = "partial"
+    """Each rank has a part of a sum; the gradient of the sum is the gradient of every part."""
+    FEATURES = "sharded by width"
+    """Each rank has a run of the width; of a weight, of the inputs."""
+    SEQUENCE = "sharded by positions"
+    """Each rank has a run of the positions."""
+    OUTPUTS = "sharded by outputs"
+    """Of a weight: each rank has a run of the outputs, or of the rows of a table."""
+
+    __hash__ = object.__hash__
+    """A member is one object; rules are looked up for every operation."""
 
     def __str__(self) -> str:
-        return f"sharded on dimension {self.dimension}" if self.kind == "sharded" else self.kind
+        return self.value
+
+    @property
+    def sharded(self) -> bool:
+        """Whether ranks have different elements."""
+        return self in (Placement.FEATURES, Placement.SEQUENCE, Placement.OUTPUTS)
 
 
-REPLICATED = Placement("replicated")
-"""The same on all ranks, and so is its gradient."""
-
-COPIED = Placement("copied")
-"""The same on all ranks, each of which makes a part of the gradient: the parts are still to be added up."""
-
-PARTIAL = Placement("partial")
-"""Each rank has a part of a sum; the gradient of the sum is the gradient of every part."""
-
-FEATURES = Placement("sharded", -1)
-"""Of a value (…, positions, width): each rank has a run of the width; of a weight (outputs, inputs), of the inputs."""
-
-SEQUENCE = Placement("sharded", -2)
-"""Of a value (…, positions, width): each rank has a run of the positions."""
-
-OUTPUTS = SEQUENCE
-"""Of a weight (outputs, inputs): each rank has a run of the outputs."""
+REPLICATED, COPIED, PARTIAL = Placement.REPLICATED, Placement.COPIED, Placement.PARTIAL
+FEATURES, SEQUENCE, OUTPUTS = Placement.FEATURES, Placement.SEQUENCE, Placement.OUTPUTS
 
 Rule = Callable[[str, Sequence[Placement], Mapping[str, Any]], Placement]
 """`rule(operation, inputs' placements, options)`: the result's placement, or PlacementError."""
@@ -61,7 +63,7 @@ def rule(*rows: tuple[Placement, ...], summing: tuple[Placement, ...] | None = N
         key = tuple(inputs)
         if key in table:
             return table[key]
-        if all(placement is REPLICATED for placement in key) and (summing is None or key != summing[:-1]):
+        if all(placement is REPLICATED for placement in key):
             return REPLICATED
         if summing is not None and key == summing[:-1] and options.get("axis") is not None:
             return summing[-1]

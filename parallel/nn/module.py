@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from parallel.autograd import COPIED, REPLICATED, Array, Placement, Tensor
+from parallel.autograd import COPIED, FEATURES, OUTPUTS, REPLICATED, Array, Tensor
 from parallel.random import normal
 
 Wrapper = Callable[..., Any]
@@ -49,7 +49,7 @@ class Parameter(Tensor):
         if cut is not None:
             self._shape = (*shape[:dimension], len(cut), *shape[dimension + 1 :])
             self.start = tuple(cut.start if axis == dimension else 0 for axis in range(len(shape)))
-            self.placement = Placement("sharded", dimension - len(shape))
+            self.placement = OUTPUTS if dimension == 0 and len(shape) > 1 else FEATURES
 
     def __getattr__(self, name: str) -> Any:
         if name == "data":

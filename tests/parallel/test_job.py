@@ -379,7 +379,7 @@ def test_a_loss_that_is_no_number_ends_the_training_in_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     queues = {rank: list(map(float, sums)) for rank in range(2)}
-    monkeypatch.setattr("parallel.train.sum_over_ranks", lambda comm, *_: [queues[comm.rank].pop(0), 1.0])
+    monkeypatch.setattr("parallel.train.sum_numbers", lambda comm, *_: [queues[comm.rank].pop(0), 1.0])
     assert run_ranks(2, lambda comm: run(Options(2, str(text), TRAINING), comm)) == [1, 1]
     assert capsys.readouterr().err == f"error: {message}\n"
 

@@ -154,7 +154,7 @@ def test_any_layout_of_up_to_8_ranks(data: st.DataObject) -> None:
     cp = draw("cp", 1, 2) if tp * pp <= 4 else 1
     dp = draw("dp", *range(1, 8 // (tp * pp * cp) + 1))
     options = {
-        "tp": tp, "pp": pp, "cp": cp, "zero": draw("zero", 0, 1, 2, 3), "micro_batches": 2,
+        "tp": tp, "pp": pp, "cp": cp, "zero": draw("zero", 0, 1, 2, 3), "micro_batches": 2, "batch": 2 * dp + 1,
         "schedule": draw("schedule", "gpipe", "1f1b", "interleaved", "zb-h1", "zb-v"),
         "sequence_parallel": tp > 1 and draw("sequence_parallel", False, True), "seq": 24,
         "recompute": draw("recompute", False, True), "kv_heads": draw("kv_heads", None, 3), "heads": 3, "hidden": 12,

@@ -63,6 +63,18 @@ def test_a_pipeline_of_processes_prints_its_plan_beside_what_it_did(text: Path, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("flags", [["--layout", "cp2"], ["--layout", "pp2", "--schedule", "interleaved", "--exact"]])
+def test_any_layout_is_compared_with_one_rank(text: Path, tmp_path: Path, flags: list[str]) -> None:
+    path = tmp_path / "report.json"
+    words = [*flags, "--data", str(text), "--report", str(path), "--compare-steps", "2", "--steps", "2"]
+    done = subprocess.run(command(*words), cwd=ROOT, capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "largest difference in loss" in done.stdout
+    assert ("exact sums make a step" in done.stdout) == ("--exact" in flags)
+    assert json.loads(path.read_text())["configuration"]["layout"] == flags[1]
+
+
+@pytest.mark.slow
 def test_a_stage_that_dies_ends_the_job_and_the_others_say_in_which_action(text: Path, tmp_path: Path) -> None:
     errors = tmp_path / "errors"
     with errors.open("w") as stream:
@@ -119,7 +131,7 @@ def test_an_error_in_a_stage_reaches_all_ranks_with_its_action(monkeypatch: pyte
 
     there, here = run_ranks(2, rank)
     assert here == "planted"
-    assert "ArithmeticError: planted (rank 1 of its pipeline, forward of micro-batch 2 in stage 1 in step 1)" in there
+    assert "ArithmeticError: planted (in forward of micro-batch 2 in stage 1 in step 1)" in there
 
 
 def test_what_is_not_as_planned_is_said() -> None:

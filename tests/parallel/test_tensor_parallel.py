@@ -212,18 +212,18 @@ X, W, B = (1, 2, 4), (4, 4), (4,)
 @pytest.mark.parametrize(
     ("operation", "arguments", "message"),
     [
-        (vjps.project, (placed(REPLICATED, *X), placed(OUTPUTS, *W)), "project of values that are replicated and sharded on dimension -2; .* or copied and sharded .* through copy_to_ranks"),
+        (vjps.project, (placed(REPLICATED, *X), placed(OUTPUTS, *W)), "project of values that are replicated and sharded by outputs; .* or copied and sharded .* through copy_to_ranks"),
         (vjps.linear, (placed(FEATURES, *X), placed(FEATURES, *W), placed(REPLICATED, *B)), "linear of values that are sharded"),
         (vjps.add, (placed(PARTIAL, *X), placed(REPLICATED, *X)), "add of values that are partial and replicated; .* sum_over_ranks"),
         (vjps.layer_norm, (placed(SEQUENCE, *X), placed(REPLICATED, *B), placed(REPLICATED, *B)), "layer_norm of values that are"),
         (vjps.layer_norm, (placed(PARTIAL, *X), placed(REPLICATED, *B), placed(REPLICATED, *B)), "layer_norm of values that are partial"),
-        (vjps.gelu, (placed(FEATURES, *X), placed(REPLICATED, *B)), "gelu of values that are sharded on dimension -1 and replicated"),
-        (vjps.causal_attention, (placed(SEQUENCE, 1, 2, 12),), "causal_attention of values that are sharded on dimension -2"),
+        (vjps.gelu, (placed(FEATURES, *X), placed(REPLICATED, *B)), "gelu of values that are sharded by width and replicated"),
+        (vjps.causal_attention, (placed(SEQUENCE, 1, 2, 12),), "causal_attention of values that are sharded by positions"),
         (across.sum_over_ranks, (placed(REPLICATED, *X),), "sum_over_ranks of values that are replicated; it takes partial"),
         (across.copy_to_ranks, (placed(COPIED, *X),), "copy_to_ranks of values that are copied; it takes replicated"),
         (across.gather_sequence, (placed(FEATURES, *X),), "gather_sequence of values"),
         (across.scatter_sequence, (placed(SEQUENCE, *X),), "scatter_sequence of values"),
-        (vjps.cross_entropy, (placed(FEATURES, *X),), "cross_entropy of values that are sharded on dimension -1; it takes replicated"),
+        (vjps.cross_entropy, (placed(FEATURES, *X),), "cross_entropy of values that are sharded by width; it takes replicated"),
     ],
 )  # fmt: skip
 def test_a_value_that_is_placed_wrongly_is_refused_at_once(
@@ -240,9 +240,7 @@ def test_a_layer_of_the_stream_that_forgets_its_axis_is_refused() -> None:
     def rank(comm: Communicator) -> None:
         layer = LayerNorm(4)
         fill(layer)
-        with pytest.raises(
-            PlacementError, match="layer_norm of values that are sharded on dimension -2 and replicated"
-        ):
+        with pytest.raises(PlacementError, match="layer_norm of values that are sharded by positions and replicated"):
             layer(placed(SEQUENCE, *X))
         right = LayerNorm(4, Axis(comm, sequence=True))
         fill(right)
@@ -398,7 +396,7 @@ def test_what_is_computed_again_must_be_placed_as_its_input() -> None:
     def rank(comm: Communicator) -> None:
         axis, weight = Axis(comm), Tensor(np.ones((4, 2)), True, OUTPUTS)
         x = Tensor(np.ones((1, POSITIONS, 2)), requires_gradient=True)
-        with pytest.raises(PlacementError, match=r"recompute of what makes sharded on dimension -1 of replicated"):
+        with pytest.raises(PlacementError, match=r"recompute of what makes sharded by width of replicated"):
             recompute(lambda y: vjps.project(across.copy_to_ranks(y, axis=axis), weight), x)
 
     run_ranks(2, rank)
