@@ -247,8 +247,11 @@ def _exact_crossings(
     sums = [(attention, layers), (hidden, layers)] * (2 if backward and recompute else 1)
     if backward:
         sums += [(attention, layers), (hidden, layers)] + ([(_axis(trainer).cut(_VOCABULARY), 1)] if last else [])
-    length = -(-whole // size)  # every rank adds up an equal part
+    length = -(-whole // size)  # every rank adds up an equal part, or of small arrays all
     for cut, times in sums:
+        if not c.sequence_parallel and _axis(trainer).gathers(whole * c.sharding.compute.itemsize):
+            yield "all_gather", size * cut.most_nodes * whole, times
+            continue
         yield "all_to_all", size * cut.most_nodes * length, times
         if not c.sequence_parallel:
             yield "all_gather", size * length, times

@@ -144,6 +144,17 @@ def test_exact_sums_have_the_same_bits_in_every_layout(heads: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_large_exact_sums_are_cut_among_the_ranks(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = {"heads": 3, "hidden": 24, "exact": True}
+    one = one_rank("float32", 3, **shape)
+    monkeypatch.setattr("parallel.axis.GATHERED_BELOW", 0)
+    several = train(ranks, chosen("float32", **shape, tp=ranks), 3)
+    check_numbers(several)
+    assert several[0].digest == one.digest
+
+
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_any_layout_of_up_to_8_ranks(data: st.DataObject) -> None:
