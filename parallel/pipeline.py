@@ -99,15 +99,15 @@ class Pipeline:
         needed = deque(message for action in row if (message := self._needs(action)) is not None)
         losses: dict[int, float] = {}
         for action in row:
-            self._receive_ahead(needed, parts)
             where = f"{_NAMES[action.kind]} of micro-batch {action.micro_batch} in stage {self._stage(action)} in step {step + 1}"
             try:
+                self._receive_ahead(needed, parts)
                 message = self._needs(action)
                 arrived = None if message is None else self._received(message)
                 began = time.perf_counter()
                 self._do(action, arrived, parts[action.micro_batch], scale, losses, where)
             except CommunicationError as error:
-                raise type(error)(f"{error} (while in {where})") from error
+                raise type(error)(f"{error} (while in {where}{self._owed(action)})") from error
             except Exception as error:
                 self.communicator.abort(f"{type(error).__name__}: {error} (in {where})")
                 raise
@@ -215,6 +215,14 @@ class Pipeline:
         if action.kind is Kind.WEIGHT_GRADIENT or stage == self._stages - 1:
             return None
         return _Message(stage, action.micro_batch, gradient=True)
+
+    def _owed(self, action: Action) -> str:
+        """Whose action an action waits for, in words."""
+        message = self._needs(action)
+        if message is None:
+            return ""
+        stage, what = (message.stage + 1, "backward") if message.gradient else (message.stage - 1, "forward")
+        return f", which waits for stage {stage}'s {what} of that micro-batch on rank {self._peer(message)} of the pipeline"
 
     def _peer(self, message: _Message) -> int:
         """The rank that the message comes from."""

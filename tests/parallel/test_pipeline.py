@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -76,17 +77,29 @@ def test_any_layout_is_compared_with_one_rank(text: Path, tmp_path: Path, flags:
 
 @pytest.mark.slow
 def test_a_stage_that_dies_ends_the_job_and_the_others_say_in_which_action(text: Path, tmp_path: Path) -> None:
-    errors = tmp_path / "errors"
-    with errors.open("w") as stream:
+    waiting = (
+        r"of micro-batch \d in stage [02] in step \d+, which waits for stage 1's \w+ of that micro-batch on rank 1"
+    )
+    for _ in range(5):
+        found = errors_after_a_kill(text, tmp_path / "errors")
+        assert "rank 1 of parallel was killed by SIGKILL" in found
+        assert "PeerLost: rank 1" in found
+        if re.search(waiting, found):
+            return
+        # It was killed between two steps, when nobody was in an action.
+    pytest.fail(f"no survivor named an action: {found}")
+
+
+def errors_after_a_kill(text: Path, path: Path) -> str:
+    """What three stages say when the middle one is killed."""
+    with path.open("w") as stream:
         launcher = subprocess.Popen(
             command("--layout", "pp3", "--steps", "1000000", "--data", str(text)), cwd=ROOT,
             stdout=subprocess.PIPE, stderr=stream, text=True,
         )  # fmt: skip
     try:
         assert launcher.stdout is not None
-        for line in launcher.stdout:
-            if line.startswith("step"):
-                break
+        assert any(line.startswith("step") for line in launcher.stdout)
         (killed,) = (pid for pid in children(launcher.pid) if b"COLLECTIVES_RANK=1\0" in environment(pid))
         os.kill(killed, signal.SIGKILL)
         began = time.monotonic()
@@ -95,11 +108,7 @@ def test_a_stage_that_dies_ends_the_job_and_the_others_say_in_which_action(text:
     finally:
         launcher.kill()
     assert launcher.returncode == 128 + signal.SIGKILL
-    found = errors.read_text()
-    assert "rank 1 of parallel was killed by SIGKILL" in found
-    assert "PeerLost: rank 1" in found
-    assert "of micro-batch" in found
-    assert "in stage" in found
+    return path.read_text()
 
 
 def children(pid: int) -> list[int]:
