@@ -114,7 +114,8 @@ class Trainer:
 
         The loss is the mean over all tokens of the global batch: every rank weights its tokens by 1 / (tokens of the global
         batch), so that the sum over ranks and micro-batches is the mean exactly, with uneven shares as well. Raises
-        DivergenceError, on every rank, if it is not finite.
+        DivergenceError, on every rank, if it is not finite. With ZeRO-1 and 2 the new parameters are still being gathered when it
+        returns: `replica.settle()` waits for them, which a rank must do before it leaves the job.
         """
         c, replica, number = self.configuration, self.replica, self.steps
         began, waited = time.perf_counter(), self._waited()
