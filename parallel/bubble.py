@@ -13,7 +13,6 @@ from parallel.schedules import Action, Kind, expected_idle, expected_in_flight, 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from parallel.schedules import Schedule
     from parallel.train import Trainer
 
 _KINDS = list(Kind)
@@ -21,41 +20,41 @@ _KINDS = list(Kind)
 
 @dataclass(frozen=True)
 class Conduct:
-    """One rank of a pipeline.
+    """What one rank of a pipeline did.
 
     `in_flight`: the most micro-batches (times chunks) whose forward had run and whose backward had not; `idle`: of the
-    `period` at unit costs, by the schedule's table and by formula (None where none holds), and as a measured share.
+    `period` at unit costs, by the schedule's table and by formula, and as a measured share.
     """
 
     layers: str
     in_flight: int
     expected_in_flight: int
     idle: float
-    expected_idle: float | None
+    expected_idle: float
     period: float
     measured_share: float
 
 
 def conduct(trainer: Trainer) -> list[Conduct]:
-    """Return what the ranks of this rank's pipeline did in all steps, the waiting as the median of steps; collective.
+    """Return what every rank did in all steps, the waiting as the median of steps; collective.
 
-    A rank waits while it is in none of its actions, from the first to the last one of any rank in a step. Time runs by each
-    rank's own clock.
+    A rank waits while it is in none of its actions, from the first to the last one of any rank of its pipeline in a step. Time
+    runs by each rank's own clock.
     """
     schedule, mesh, pipeline = trainer.pipeline.schedule, trainer.mesh, trainer.pipeline
-    found = mesh.pp.all_gather(np.array(pipeline.history).reshape(-1, 2))
-    most = mesh.pp.all_gather(np.array([pipeline.most_in_flight]))[:, 0]
+    history = trainer.metrics.all_gather(np.array(pipeline.history).reshape(-1, 2))
+    most = trainer.metrics.all_gather(np.array([pipeline.most_in_flight]))[:, 0]
     plan, rows = times(schedule), []
-    periods = found[:, :, 0].max(axis=0)
-    for rank in range(schedule.ranks):
-        stages = [stage for stage, place in enumerate(schedule.places) if place[0] == rank]
+    idle = expected_idle(schedule.name, schedule.ranks, schedule.chunks, micro_batches=schedule.micro_batches)
+    for rank in range(trainer.metrics.size):
+        place = mesh.place(rank)["pp"]
+        stages = [stage for stage, (of, _) in enumerate(schedule.places) if of == place]
         layers = ", ".join(_run(trainer.extents[stage].layers) for stage in stages)
-        expected = expected_in_flight(schedule.name, schedule.ranks, rank, schedule.micro_batches, schedule.chunks)
-        share = float(np.median((periods - found[rank, :, 1]) / periods)) if len(periods) else 0.0
+        expected = expected_in_flight(schedule.name, schedule.ranks, place, schedule.micro_batches, schedule.chunks)
+        periods = history[mesh.along("pp", rank), :, 0].max(axis=0)
+        share = float(np.median((periods - history[rank, :, 1]) / periods)) if len(periods) else 0.0
         rows.append(
-            Conduct(
-                layers, int(most[rank]), expected, float(plan.idle(rank)), _formula(schedule), float(plan.period), share
-            )
+            Conduct(layers, int(most[rank]), expected, float(plan.idle(place)), float(idle), float(plan.period), share)
         )
     return rows
 
@@ -64,25 +63,15 @@ def _run(layers: range) -> str:
     return f"{layers.start}" if len(layers) == 1 else f"{layers.start}–{layers.stop - 1}"
 
 
-def _formula(schedule: Schedule) -> float | None:
-    """The idle time at unit costs, where the formula holds for so many micro-batches."""
-    try:
-        return float(
-            expected_idle(schedule.name, schedule.ranks, schedule.chunks, micro_batches=schedule.micro_batches)
-        )
-    except ValueError:
-        return None
-
-
 def conduct_table(rows: Sequence[Conduct]) -> str:
-    """Return the ranks of a pipeline as a table; idle is the share of the whole time."""
+    """Return the ranks as a table; idle is the share of the whole time."""
     lines = [("rank", "layers", "in flight", "formula", "", "idle", "formula", "", "measured")]
     for rank, row in enumerate(rows):
-        expected = "" if row.expected_idle is None else f"{row.expected_idle / row.period:.1%}"
         lines.append(
             (
                 str(rank), row.layers, str(row.in_flight), str(row.expected_in_flight),
-                verdict(row.in_flight, row.expected_in_flight), f"{row.idle / row.period:.1%}", expected,
+                verdict(row.in_flight, row.expected_in_flight), f"{row.idle / row.period:.1%}",
+                f"{row.expected_idle / row.period:.1%}",
                 "equal" if row.idle == row.expected_idle else "", f"{row.measured_share:.1%}",
             )
         )  # fmt: skip
@@ -95,9 +84,9 @@ def differences(rows: Sequence[Conduct]) -> list[str]:
     for rank, row in enumerate(rows):
         if row.in_flight != row.expected_in_flight:
             failures.append(
-                f"rank {rank} of the pipeline had {row.in_flight} micro-batches in flight, the formula says {row.expected_in_flight}"
+                f"rank {rank} had {row.in_flight} micro-batches in flight, the formula says {row.expected_in_flight}"
             )
-        if row.expected_idle is not None and row.idle != row.expected_idle:
+        if row.idle != row.expected_idle:
             failures.append(
                 f"the schedule leaves rank {rank} idle for {row.idle:g}, but the formula says {row.expected_idle:g}"
             )

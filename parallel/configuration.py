@@ -9,15 +9,13 @@ from parallel.axis import TILES
 from parallel.formulas import share
 from parallel.mesh import layout_name
 from parallel.nn import Extent
-from parallel.schedules import build
+from parallel.schedules import build, find
 from parallel.sharding import Sharding
 
 if TYPE_CHECKING:
     from parallel.schedules import Schedule
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
-
-_USUAL_CHUNKS = {"interleaved": 2, "zb-v": 2}
 
 
 class ConfigurationError(ValueError):
@@ -127,10 +125,11 @@ class TrainingConfiguration:
 
     def pipeline(self, dp: int) -> Schedule:
         """Return the schedule of a step, of one rank without pp; raises ConfigurationError if there is none such."""
-        if self.pp == 1:
-            return build("1f1b", 1, self.passes(dp), 1)
         try:
-            return build(self.schedule, self.pp, self.passes(dp), self.chunks or _USUAL_CHUNKS.get(self.schedule, 1))
+            if self.pp == 1:
+                find(self.schedule)
+                return build("1f1b", 1, self.passes(dp))
+            return build(self.schedule, self.pp, self.passes(dp), self.chunks or None)
         except ValueError as error:
             raise ConfigurationError(f"--schedule {self.schedule}: {error}") from error
 
@@ -226,6 +225,8 @@ class TrainingConfiguration:
                 f"--sequence-parallel cuts --seq {self.seq} into {parts} equal parts, which is not possible: give "
                 f"{max(1, self.seq // parts) * parts}"
             )
+        if self.chunks and self.pp == 1:
+            raise ConfigurationError("--chunks is for pipelines: give a layout with pp2 or more as well")
         if self.cp > 1 and self.exact:
             raise ConfigurationError("--exact is not for context parallelism: give a layout without cp")
         if 2 * self.cp > self.seq:

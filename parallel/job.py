@@ -195,9 +195,7 @@ def _conclude(options: Options, corpus: Corpus, result: _Result) -> int:
     memory, predicted = result.memory[0]
     print(f"\nMemory of rank 0:\n{memory_table(memory, predicted, result.peak_resident[0])}", flush=True)
     if result.conduct:
-        print(
-            f"\nPipeline of rank 0 ({c.schedule}; idle as a share of the whole time):\n{bubble.conduct_table(result.conduct)}"
-        )
+        print(f"\nPipelines ({c.schedule}; idle as a share of the whole time):\n{bubble.conduct_table(result.conduct)}")
     failures = [*_differences(result), *bubble.differences(result.conduct)]
     comparison = None
     if options.compare_steps:

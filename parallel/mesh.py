@@ -73,8 +73,23 @@ class Mesh:
         self._coordinates = {
             rank: tuple(int(n) for n in np.unravel_index(place, shape)) for place, rank in enumerate(order)
         }
-        self.coordinates = dict(zip(AXES, self._coordinates[comm.rank], strict=True))
+        self.coordinates = self.place(comm.rank)
         self.dp, self.pp, self.cp, self.tp = (self.axis(axis) for axis in AXES)
+
+    def place(self, rank: int) -> dict[str, int]:
+        """Return the coordinates of a rank."""
+        return dict(zip(AXES, self._coordinates[rank], strict=True))
+
+    def along(self, axis: str, rank: int) -> list[int]:
+        """Return the ranks that differ from this one along one axis only, itself among them, in their order along it."""
+        index, there = AXES.index(axis), self._coordinates[rank]
+        rest = (*there[:index], *there[index + 1 :])
+        group = [
+            (place[index], other)
+            for other, place in self._coordinates.items()
+            if (*place[:index], *place[index + 1 :]) == rest
+        ]
+        return [other for _, other in sorted(group)]
 
     def axis(self, *names: str) -> Communicator:
         """Return a new communicator of the ranks that differ from this one in these axes only; collective."""
@@ -97,19 +112,16 @@ class Mesh:
             )
             for rank in range(self.comm.size)
         ]
-        for index, axis in enumerate(AXES):
-            if self.sizes[axis] > 1:
-                lines.append(
-                    f"{axis}: {self.sizes[axis]} ranks, {'across hosts' if self._crosses(index) else 'within a host'}"
-                )
+        lines += [
+            f"{axis}: {size} ranks, {'across hosts' if self._crosses(axis) else 'within a host'}"
+            for axis, size in self.sizes.items()
+            if size > 1
+        ]
         return "\n".join(line.rstrip() for line in lines)
 
-    def _crosses(self, index: int) -> bool:
+    def _crosses(self, axis: str) -> bool:
         """Whether some ranks that differ along this axis alone are on different hosts."""
-        groups: dict[tuple[int, ...], set[int]] = {}
-        for rank, place in self._coordinates.items():
-            groups.setdefault((*place[:index], *place[index + 1 :]), set()).add(self._hosts[rank])
-        return any(len(hosts) > 1 for hosts in groups.values())
+        return any(len({self._hosts[other] for other in self.along(axis, rank)}) > 1 for rank in self._coordinates)
 
 
 def _hosts(comm: Communicator) -> Sequence[int]:

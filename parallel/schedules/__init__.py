@@ -10,7 +10,7 @@ from pkgutil import iter_modules
 from parallel.schedules.actions import Action, Kind
 from parallel.schedules.errors import ScheduleError
 from parallel.schedules.proof import most_in_flight, verify
-from parallel.schedules.registry import SCHEDULES, Recipe, build, expected_idle, expected_in_flight
+from parallel.schedules.registry import SCHEDULES, Recipe, build, expected_idle, expected_in_flight, find
 from parallel.schedules.table import Schedule
 from parallel.schedules.timing import Times, times
 
@@ -25,6 +25,7 @@ __all__ = [
     "build",
     "expected_idle",
     "expected_in_flight",
+    "find",
     "most_in_flight",
     "times",
     "verify",

@@ -6,6 +6,7 @@ import math
 import platform
 import threading
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,6 +40,10 @@ def test_names_can_be_read_back(sizes: list[int]) -> None:
     assert parse_layout(layout_name(layout)) == layout
 
 
+def world_ranks(communicator: Communicator, rank: int) -> list[int]:
+    return [int(n) for n in communicator.all_gather(np.array([rank])).ravel()]
+
+
 @pytest.mark.parametrize(
     "sizes", [{"dp": 2, "pp": 2, "tp": 2}, {"cp": 3, "tp": 2}, {"pp": 4}, {"dp": 2, "cp": 2, "pp": 2}]
 )
@@ -49,6 +54,10 @@ def test_every_axis_is_a_communicator_of_ranks_that_differ_along_it(sizes: dict[
             communicator = getattr(mesh, axis)
             assert communicator.size == sizes.get(axis, 1)
             assert communicator.rank == mesh.coordinates[axis]
+            along = mesh.along(axis, world.rank)
+            assert along[mesh.coordinates[axis]] == world.rank
+            assert along == world_ranks(communicator, world.rank)
+            assert [mesh.place(rank)[axis] for rank in along] == list(range(communicator.size))
         data = mesh.axis("dp", "cp")
         assert data.size == sizes.get("dp", 1) * sizes.get("cp", 1)
         return mesh.coordinates

@@ -50,7 +50,7 @@ def test_a_pipeline_of_processes_prints_its_plan_beside_what_it_did(text: Path, 
     assert done.returncode == 0, done.stderr
     assert "4 ranks, pp2,tp2, zb-h1 of 4 micro-batches, sequence parallel, ZeRO stage 3, float32" in done.stdout
     assert "tp: 2 ranks, within a host" in done.stdout
-    assert "Pipeline of rank 0 (zb-h1; idle as a share of the whole time)" in done.stdout
+    assert "Pipelines (zb-h1; idle as a share of the whole time)" in done.stdout
     assert "differs" not in done.stdout
     document = json.loads(report.read_text())
     assert document["configuration"]["layout"] == "pp2,tp2"
@@ -148,7 +148,7 @@ def test_what_is_not_as_planned_is_said() -> None:
     assert bubble.differences([right]) == []
     wrong = bubble.Conduct("2", 3, 2, 2.0, 1.0, 9.0, 0.2)
     assert bubble.differences([right, wrong]) == [
-        "rank 1 of the pipeline had 3 micro-batches in flight, the formula says 2",
+        "rank 1 had 3 micro-batches in flight, the formula says 2",
         "the schedule leaves rank 1 idle for 2, but the formula says 1",
     ]
     assert "differs by +1" in bubble.conduct_table([wrong])
