@@ -161,7 +161,8 @@ def _vocabulary_cross_entropy(
     return xp.asarray(losses.sum() * scale), (gradient, logits.shape)
 
 
-def _vocabulary_cross_entropy_logits(g: Array, saved: Saved) -> Array:
+def kept_gradient(g: Array, saved: Saved) -> Array:
+    """The product of a loss that has kept the gradient of its logits, and their shape."""
     gradient, shape = saved
     if g != 1:
         gradient *= g
@@ -185,7 +186,7 @@ scatter_sequence = Operation(
 vocabulary_cross_entropy = Operation(
     "vocabulary_cross_entropy",
     _vocabulary_cross_entropy,
-    (_vocabulary_cross_entropy_logits,),
+    (kept_gradient,),
     only(FEATURES, REPLICATED),
 )
 

@@ -243,13 +243,6 @@ def _cross_entropy(logits: Tensor, targets: Array, scale: float = 1.0) -> tuple[
     return xp.asarray(losses.sum() * scale), (gradient, logits.shape)
 
 
-def _cross_entropy_logits(g: Array, saved: Saved) -> Array:
-    gradient, shape = saved
-    if g != 1:
-        gradient *= g
-    return gradient.reshape(shape)
-
-
 _IN = "what the ranks of a cut layer read goes through copy_to_ranks or gather_sequence first"
 _OUT = "what they made goes through sum_over_ranks or scatter_sequence first"
 
@@ -278,7 +271,7 @@ layer_norm = Operation(
 )  # fmt: skip
 gelu = Operation("gelu", _gelu, _together(_gelu_products, 2), rule((FEATURES, FEATURES, FEATURES)))
 dropout = Operation("dropout", _dropout, (_dropout_x,), rule((SEQUENCE, SEQUENCE), hint=_OUT))
-cross_entropy = Operation("cross_entropy", _cross_entropy, (_cross_entropy_logits,))
+cross_entropy = Operation("cross_entropy", _cross_entropy, (across.kept_gradient,))
 
 TABLE: dict[str, Operation] = {
     row.name: row

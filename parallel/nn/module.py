@@ -107,25 +107,22 @@ class Module:
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
         """Yield every parameter once with its dotted name, in the order of definition."""
-        for name, value in vars(self).items():
-            if isinstance(value, Parameter):
-                yield prefix + name, value
-            elif isinstance(value, Module):
-                yield from value.named_parameters(f"{prefix}{name}.")
-            elif isinstance(value, dict):
-                for key, module in value.items():
-                    yield from module.named_parameters(f"{prefix}{name}.{key}.")
+        return self._named(Parameter, prefix)
 
     def named_buffers(self, prefix: str = "") -> Iterator[tuple[str, Array]]:
         """Yield every array that is no parameter, with its dotted name: what is the same on all ranks, but not trained."""
+        return self._named(np.ndarray, prefix)
+
+    def _named(self, kind: type[Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        """Yield what is of this kind here and in modules, which may lie in dicts."""
         for name, value in vars(self).items():
-            if isinstance(value, np.ndarray):
+            if isinstance(value, kind):
                 yield prefix + name, value
             elif isinstance(value, Module):
-                yield from value.named_buffers(f"{prefix}{name}.")
+                yield from value._named(kind, f"{prefix}{name}.")
             elif isinstance(value, dict):
                 for key, module in value.items():
-                    yield from module.named_buffers(f"{prefix}{name}.{key}.")
+                    yield from module._named(kind, f"{prefix}{name}.{key}.")
 
     def parameter_count(self) -> int:
         """Return the number of trainable elements."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,20 @@ def train(ranks: int, chosen: TrainingConfiguration, steps: int) -> list[Run]:
 
     def rank(world: Communicator) -> Run:
         return run_of(Trainer(chosen, CORPUS, world), steps)
+
+    return run_ranks(ranks, rank)
+
+
+def go_on(ranks: int, chosen: TrainingConfiguration, folder: Path, steps: int) -> list[list[float]]:
+    """The losses on every rank of so many steps after the latest checkpoint; what is sent must be as predicted here too."""
+
+    def rank(world: Communicator) -> list[float]:
+        trainer = Trainer(chosen, CORPUS, world)
+        trainer.restore(str(folder))
+        losses = [trainer.step().loss for _ in range(steps)]
+        trainer.validate()
+        assert accounting.traffic(trainer) == accounting.expected_traffic(trainer, 1)
+        return losses
 
     return run_ranks(ranks, rank)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from collectives import CommunicationError, Communicator
 from collectives.testing import run_ranks
-from parallel import accounting, checkpoint
+from parallel import checkpoint
 from parallel.autograd import Tensor, vjps
 from parallel.buffers import Lent
 from parallel.configuration import ConfigurationError, TrainingConfiguration
@@ -230,16 +230,7 @@ def test_a_checkpoint_goes_on_in_another_layout(tmp_path: Path, exact: bool) -> 
     run_ranks(2, save)
     (one,) = train(1, chosen)
     for ranks, stage, replicas in ((1, 0, 1), (3, 1, 1), (4, 3, 2), (2, 2, 1)):
-
-        def go_on(world: Communicator, stage: int = stage, replicas: int = replicas) -> list[float]:
-            trainer = Trainer(replace(chosen, zero=stage, replicas=replicas), CORPUS, world)
-            trainer.restore(str(tmp_path))
-            losses = [trainer.step().loss for _ in range(STEPS - 2)]
-            trainer.validate()
-            assert accounting.traffic(trainer) == accounting.expected_traffic(trainer, 1)
-            return losses
-
-        for losses in run_ranks(ranks, go_on):
+        for losses in layouts.go_on(ranks, replace(chosen, zero=stage, replicas=replicas), tmp_path, STEPS - 2):
             if exact:
                 assert losses == one.losses[2:]
             else:

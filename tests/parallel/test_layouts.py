@@ -19,7 +19,7 @@ from parallel.configuration import ConfigurationError, TrainingConfiguration, ba
 from parallel.formulas import ring_bytes
 from parallel.optim import LossScale
 from parallel.train import Trainer
-from tests.parallel.layouts import CORPUS, Run, check_numbers, configuration, train
+from tests.parallel.layouts import CORPUS, Run, check_numbers, configuration, go_on, train
 
 STEPS = 4
 EXACT_STEPS = 10
@@ -199,16 +199,7 @@ def test_a_checkpoint_of_one_layout_goes_on_in_any_other(tmp_path: Path, exact: 
         (2, {"zero": 2}),
     ]  # fmt: skip
     for ranks, options in others:
-
-        def go_on(world: Communicator, options: dict[str, Any] = options) -> list[float]:
-            trainer = Trainer(replace(shape, **options), CORPUS, world)
-            trainer.restore(str(tmp_path))
-            losses = [trainer.step().loss for _ in range(STEPS - 2)]
-            trainer.validate()
-            assert accounting.traffic(trainer) == accounting.expected_traffic(trainer, 1)
-            return losses
-
-        for losses in run_ranks(ranks, go_on):
+        for losses in go_on(ranks, replace(shape, **options), tmp_path, STEPS - 2):
             if exact:
                 assert losses == one.losses[2:]
             else:
@@ -294,6 +285,8 @@ def test_a_skipped_step_sends_what_the_formulas_say(exact: bool) -> None:
         ({"tp": 17, "heads": 17, "hidden": 17, "exact": True}, 17, "--exact cuts layers into 16 pieces: tp17 is more"),
         ({"pp": 2, "micro_batches": 5}, 4, "--micro-batches is 5, but a rank has only 4 sequences"),
         ({"chunks": -1}, 1, "--chunks must be a finite number of at least 0, got -1"),
+        ({"chunks": 2}, 1, "--chunks is for pipelines: give a layout with pp2 or more as well"),
+        ({"schedule": "pipedream"}, 2, "--schedule pipedream: unknown schedule 'pipedream'; expected one of .*gpipe"),
     ],
 )  # fmt: skip
 def test_a_layout_that_does_not_fit_says_what_would(change: dict[str, Any], ranks: int, message: str) -> None:
